@@ -1,0 +1,1 @@
+"""The `spikingformer` command: one module a sub-command, imported only when it is called."""
