@@ -1,0 +1,19 @@
+"""Spiking layers: products with BatchNorm, the pool-and-fire stage, attention."""
+
+from .attention import ORDERS, from_heads, spike_attention, to_heads
+from .conv import ConvBN, ConvBNLIF, batch_norm
+from .drop_path import DropPath
+from .pool import POOLS, max_pool
+
+__all__ = [
+    "ORDERS",
+    "POOLS",
+    "ConvBN",
+    "ConvBNLIF",
+    "DropPath",
+    "batch_norm",
+    "from_heads",
+    "max_pool",
+    "spike_attention",
+    "to_heads",
+]

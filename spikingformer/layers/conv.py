@@ -1,0 +1,84 @@
+"""Products with their BatchNorm, over time and batch at once.
+
+T: time steps, B: batch, C: channels, H, W: rows and columns. Tensors are (T, B, C, H, W), channels last in memory.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spikingformer.neurons import LIF, LIFConfig, State
+
+from .pool import POOLS, max_pool
+
+
+def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -> Tensor:
+    """BatchNorm of y (N, C, H, W) that stands for `repeats` equal copies of itself.
+
+    Copies change neither mean nor biased variance; only the unbiased factor n / (n - 1) of running_var sees them.
+    """
+    counted = bn.training and repeats > 1 and bn.running_var is not None and bn.momentum is not None
+    if not counted:
+        return bn(y)
+    before = bn.running_var.clone()
+    out = bn(y)
+    n = y.numel() // y.shape[1]
+    if isinstance(bn, nn.SyncBatchNorm) and dist.is_initialized():
+        n *= dist.get_world_size(bn.process_group)
+    kept = before * (1 - bn.momentum)
+    unbiased = (n - 1) / n * (n * repeats) / (n * repeats - 1)
+    with torch.no_grad():
+        bn.running_var.copy_(kept + (bn.running_var - kept) * unbiased)
+    return out
+
+
+class ConvBN(nn.Module):
+    """Convolution (kernel 1 or 3, stride 1, same size) and BatchNorm: spikes (T, B, in, H, W) to currents.
+
+    `repeats`: how many equal time steps a call with T = 1 stands for (a still picture's stem).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        return batch_norm(self.bn, y, repeats).unflatten(0, x.shape[:2])
+
+
+class ConvBNLIF(nn.Module):
+    """Convolution, BatchNorm and neuron: spikes (T, B, in, H, W) to spikes, halved in size where there is a pool.
+
+    `pool`: None; "cml": max-pool the currents, then fire (arXiv 2304.11954: the pool's gradient is exact);
+    "sps": fire, then max-pool the spikes (Spikformer's own downsampling).
+    A still picture comes with T = 1 and `repeats` = T: convolution, BatchNorm and CML's pool run once.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        bias: bool = False,
+        pool: str | None = None,
+        lif: LIFConfig = LIFConfig(),  # noqa: B008  (frozen)
+    ):
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {POOLS}, got {pool!r}")
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.pool = pool
+        self.lif = LIF(lif)
+
+    def forward(self, x: Tensor, state: State | None = None, repeats: int = 1) -> Tensor:
+        y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        y = batch_norm(self.bn, y, repeats).unflatten(0, x.shape[:2])
+        if self.pool == "cml":
+            y = max_pool(y)
+        if repeats > 1:
+            y = y.expand(repeats, *y.shape[1:])
+        s = self.lif(y, state)
+        return max_pool(s) if self.pool == "sps" else s

@@ -1,0 +1,250 @@
+"""What both families share: their configuration, the walk from picture to logits, and timm's manners.
+
+T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors are (T, B, C, H, W).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikingformer.layers import ORDERS
+from spikingformer.neurons import LIF, LIFConfig, State
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model, flat. Raises ValueError where the numbers do not fit together."""
+
+    embed_dim: int = 384  # width C of the blocks
+    depth: int = 4  # blocks
+    num_heads: int = 8  # attention heads; must divide embed_dim
+    mlp_ratio: float = 4.0  # hidden width of the MLP over embed_dim
+    pool: str = "cml"  # downsampling: "cml" pools currents, "sps" pools spikes
+    pooled_stages: tuple[int, ...] = (0, 1, 2, 3)  # stem stages that halve the picture
+    tau: float = 2.0  # membrane time constant of every neuron, in time steps
+    attention_scale: float = 0.125  # factor on q k^T v, whatever the head's width
+    attention_order: str = "kv"  # which product comes first, "qk" or "kv"
+    qkv_bias: bool = False  # bias in q, k, v (before a BatchNorm it learns nothing)
+    img_size: tuple[int, int] = (224, 224)  # rows, columns, in pixels
+    in_chans: int = 3
+    num_classes: int = 1000  # 0: no head
+    time_steps: int = 4  # T for still pictures; event frames bring their own
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; rises linearly from 0
+    surrogate: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 8 or self.embed_dim % 8:
+            raise ValueError(f"embed_dim must be a multiple of 8 (the stem starts at an eighth), got {self.embed_dim}")
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
+        for name, low in (("depth", 1), ("in_chans", 1), ("num_classes", 0), ("time_steps", 1)):
+            if (value := getattr(self, name)) < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        if self.pool not in ("cml", "sps"):
+            raise ValueError(f'pool must be "cml" or "sps", got {self.pool!r}')
+        if self.attention_order not in ORDERS:
+            raise ValueError(f"attention_order must be one of {ORDERS}, got {self.attention_order!r}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}")
+        self.check_size(*self.img_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side that one token stands for."""
+        return 2 ** len(self.pooled_stages)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError where the downsampling does not divide a picture of this size."""
+        p = self.patch_size
+        if height < p or width < p or height % p or width % p:
+            raise ValueError(
+                f"the downsampling halves {len(self.pooled_stages)} times, so a picture's height and width must be "
+                f"multiples of {p}; got {height}x{width}: resize or pad it, for example to "
+                f"{max(p, round(height / p) * p)}x{max(p, round(width / p) * p)}"
+            )
+
+    def lif(self, v_threshold: float = 1.0) -> LIFConfig:
+        """The neuron of this model at a threshold."""
+        return LIFConfig(tau=self.tau, v_threshold=v_threshold, surrogate=self.surrogate)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """A model in flight: the membranes of its neurons in call order, and what the head has seen so far."""
+
+    membranes: tuple[Tensor, ...]  # one (B, C, H, W) a neuron layer
+    feature_sum: Tensor  # (B, C): features summed over tokens' mean and time steps
+    steps: int  # time steps seen
+
+
+class SpikingTransformer(nn.Module):
+    """Base of the families: `stem` gives (T, B, C, H, W), `blocks` keep that shape, the head reads its mean.
+
+    Called with pictures (B, C, H, W), repeated for `time_steps`, or event frames (B, T, C, H, W); returns logits
+    (B, num_classes). Calls are stateless: nothing carries over from one to the next.
+
+    In train mode with B = 1 the last BatchNorm normalises over the very values that the head averages, so its
+    gradients vanish: train with at least two samples.
+    """
+
+    stem: nn.Module
+    blocks: nn.ModuleList
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
+        self.time_steps = config.time_steps
+
+    def _finish(self) -> None:
+        """Called by a family once stem and blocks stand."""
+        c = self.config
+        reduction = c.patch_size
+        self.feature_info = [
+            {"num_chs": c.embed_dim, "reduction": reduction, "module": f"blocks.{i}"} for i in range(c.depth)
+        ]
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(c.num_classes)
+
+    def frames(self, x: Tensor) -> tuple[Tensor, int]:
+        """Input to (frames (t, B, C, H, W), repeats): a still picture is one frame that stands for T."""
+        c = self.config
+        if x.ndim not in (4, 5):
+            raise ValueError(
+                f"expected pictures (B, C, H, W) or event frames (B, T, C, H, W), got shape {tuple(x.shape)}"
+            )
+        if x.shape[-3] != c.in_chans:
+            raise ValueError(f"the model takes {c.in_chans} channels, got {x.shape[-3]}: create it with in_chans=...")
+        c.check_size(x.shape[-2], x.shape[-1])
+        if x.ndim == 4:
+            return x.unsqueeze(0), self.time_steps
+        if x.shape[1] < 1:
+            raise ValueError("event frames need at least one time step, got none")
+        return x.transpose(0, 1), 1
+
+    def forward_features(self, x: Tensor, state: State | None = None) -> Tensor:
+        """Pictures or event frames to the last block's output (T, B, C, H, W)."""
+        frames, repeats = self.frames(x)
+        return self._features(frames, repeats, state)
+
+    def _features(self, frames: Tensor, repeats: int, state: State | None) -> Tensor:
+        x = self.stem(frames, state, repeats)
+        for block in self.blocks:
+            x = block(x, state)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(T, B, C, H, W) to logits (B, num_classes), or to their input (B, C) with `pre_logits`."""
+        x = x.mean((3, 4)).mean(0)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_steps(self, x: Tensor) -> Tensor:
+        """Logits after each time step, (T, B, num_classes); the last ones are those of a plain call."""
+        features = self.forward_features(x).mean((3, 4))
+        steps = torch.arange(1, len(features) + 1, device=x.device, dtype=features.dtype)
+        return self.head(features.cumsum(0) / steps[:, None, None])
+
+    def stream(self, x: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """One or more time steps of a longer input: (logits so far (B, num_classes), the state to go on from).
+
+        x: one time step (B, C, H, W), or several (B, T, C, H, W). Feeding all steps gives the logits of one call.
+        """
+        frames = x.unsqueeze(0) if x.ndim == 4 else self.frames(x)[0]
+        self.config.check_size(x.shape[-2], x.shape[-1])
+        neurons = self.neurons()
+        membranes: State = {} if state is None else dict(zip(neurons, state.membranes, strict=True))
+        features = self._features(frames, 1, membranes).mean((3, 4)).sum(0)
+        steps = len(frames)
+        if state is not None:
+            features, steps = features + state.feature_sum, steps + state.steps
+        new_state = StreamState(tuple(membranes[n] for n in neurons), features, steps)
+        return self.head(features / steps), new_state
+
+    def neurons(self) -> list[LIF]:
+        """The neuron layers, in call order."""
+        return [m for m in self.modules() if isinstance(m, LIF)]
+
+    def get_classifier(self) -> nn.Module:
+        """The head (timm's name)."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes`, or none for 0. Tokens and time are always averaged."""
+        if global_pool not in (None, "", "avg"):
+            raise ValueError(f"only average pooling is there (global_pool='avg'), got {global_pool!r}")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's feature extraction: the outputs of chosen blocks, (B, C, H, W) each, averaged over time.
+
+        `indices`: which blocks (an int: that many last ones; None: all). There is no final norm to apply.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"only output_fmt='NCHW' is there, got {output_fmt!r}")
+        n = len(self.blocks)
+        if indices is None:
+            wanted = list(range(n))
+        elif isinstance(indices, int):
+            wanted = list(range(n - indices, n))
+        else:
+            wanted = [i % n if -n <= i < n else i for i in indices]
+        if any(not 0 <= i < n for i in wanted):
+            raise ValueError(f"indices must lie in [-{n}, {n}), got {indices}")
+        frames, repeats = self.frames(x)
+        y = self.stem(frames, None, repeats)
+        out = []
+        for i, block in enumerate(self.blocks):
+            y = block(y, None)
+            if i in wanted:
+                out.append(y.mean(0))
+            if stop_early and i == max(wanted):
+                break
+        return out if intermediates_only else (y, out)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the blocks behind the last one wanted, and the head (timm's feature wrapper calls this)."""
+        n = len(self.blocks)
+        wanted = list(range(n - indices, n)) if isinstance(indices, int) else [i % n for i in indices]
+        self.blocks = self.blocks[: max(wanted) + 1]
+        if prune_head:
+            self.reset_classifier(0)
+        return wanted
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that take no weight decay beyond biases and norms: none."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Parameter groups for timm's layer-wise learning rates."""
+        return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Not offered: recomputing a block would update its BatchNorm buffers twice."""
+        if enable:
+            raise ValueError("gradient checkpointing is not offered: it would update BatchNorm's buffers twice a step")
+
+
+def block_drop_path(config: ModelConfig) -> list[float]:
+    """The drop-path rate of each block, rising linearly to `drop_path_rate`."""
+    return [config.drop_path_rate * i / max(config.depth - 1, 1) for i in range(config.depth)]

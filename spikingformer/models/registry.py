@@ -1,0 +1,79 @@
+"""Puts a table of variants into timm's registry: the only registry there is."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from .base import ModelConfig, SpikingTransformer
+
+# ImageNet's mean and standard deviation for ImageNet models, CIFAR-10's for its own; event counts are taken as they are
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_OVERRIDES = {f.name for f in fields(ModelConfig)}
+
+
+def _default_cfg(config: ModelConfig) -> dict[str, Any]:
+    mean, std = _CIFAR10 if config.img_size == (32, 32) else _IMAGENET
+    if config.in_chans == 2:
+        mean, std = (0.0, 0.0), (1.0, 1.0)  # type: ignore[assignment]
+    return {
+        "num_classes": config.num_classes,
+        "input_size": (config.in_chans, *config.img_size),
+        "fixed_input_size": False,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": mean,
+        "std": std,
+        "first_conv": "stem.stages.0.conv",
+        "classifier": "head",
+        "license": "apache-2.0",
+    }
+
+
+def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
+    """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has."""
+    unknown = sorted(set(overrides) - _OVERRIDES)
+    if unknown:
+        raise TypeError(f"{name}: unknown argument {unknown[0]!r}; a model takes {', '.join(sorted(_OVERRIDES))}")
+    if "img_size" in overrides:
+        size = overrides["img_size"]
+        overrides["img_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+
+
+def register_family(
+    module: str, family: Callable[[ModelConfig], SpikingTransformer], variants: dict[str, ModelConfig]
+) -> dict[str, Any]:
+    """Registers every variant as a timm entry point of `module` and returns the module's `default_cfgs`."""
+    namespace = sys.modules[module]
+    default_cfgs = generate_default_cfgs({name: _default_cfg(config) for name, config in variants.items()})
+    namespace.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # timm looks it up while registering
+
+    def make(name: str, config: ModelConfig) -> Callable[..., nn.Module]:
+        def build(**overrides: Any) -> SpikingTransformer:
+            overrides.pop("pretrained_cfg", None)
+            overrides.pop("pretrained_cfg_overlay", None)
+            return family(_configured(name, config, overrides))
+
+        def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+            return build_model_with_cfg(
+                build,  # type: ignore[arg-type]
+                name,
+                pretrained,
+                feature_cfg={"out_indices": tuple(range(config.depth)), "feature_cls": "getter"},
+                **kwargs,
+            )
+
+        entry_point.__name__ = entry_point.__qualname__ = name
+        entry_point.__module__ = module
+        entry_point.__doc__ = f"{name}: width {config.embed_dim}, depth {config.depth}, pool {config.pool}."
+        return entry_point
+
+    for name, config in variants.items():
+        setattr(namespace, name, register_model(make(name, config)))
+    return default_cfgs

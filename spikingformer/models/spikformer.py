@@ -1,0 +1,131 @@
+"""Spikformer (arXiv 2209.15425): a neuron after each BatchNorm; the residual stream adds spikes, so it holds integers.
+
+T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors are (T, B, C, H, W).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from spikingformer.layers import ConvBNLIF, DropPath, from_heads, spike_attention, to_heads
+from spikingformer.neurons import LIF, State
+
+from .base import ModelConfig, SpikingTransformer, block_drop_path
+from .registry import register_family
+
+
+class Stem(nn.Module):
+    """Four 3x3 stages and a relative position embedding s + rpe(s): frames (t, B, in, H, W) to (T, B, C, h, w)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c, d = config, config.embed_dim
+        widths = (c.in_chans, d // 8, d // 4, d // 2, d)
+        self.stages = nn.ModuleList(
+            ConvBNLIF(a, b, 3, pool=c.pool if i in c.pooled_stages else None, lif=c.lif())
+            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.rpe = ConvBNLIF(d, d, 3, lif=c.lif())
+
+    def forward(self, frames: Tensor, state: State | None = None, repeats: int = 1) -> Tensor:
+        s = self.stages[0](frames, state, repeats)
+        for stage in self.stages[1:]:
+            s = stage(s, state)
+        return s + self.rpe(s, state)
+
+
+class Attention(nn.Module):
+    """Spiking self-attention on the integer stream x (T, B, C, H, W); returns spikes."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c, d = config, config.embed_dim
+        self.heads, self.scale, self.order = c.num_heads, c.attention_scale, c.attention_order
+        self.q = ConvBNLIF(d, d, bias=c.qkv_bias, lif=c.lif())
+        self.k = ConvBNLIF(d, d, bias=c.qkv_bias, lif=c.lif())
+        self.v = ConvBNLIF(d, d, bias=c.qkv_bias, lif=c.lif())
+        self.attn_lif = LIF(c.lif(v_threshold=0.5))
+        self.proj = ConvBNLIF(d, d, bias=True, lif=c.lif())
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        q, k, v = (to_heads(f(x, state), self.heads) for f in (self.q, self.k, self.v))
+        y = spike_attention(q, k, v, self.scale, self.order)
+        return self.proj(self.attn_lif(from_heads(y, x.shape[3:]), state), state)
+
+
+class MLP(nn.Module):
+    """Two products with a neuron after each: the integer stream to spikes."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c, d = config, config.embed_dim
+        hidden = int(d * c.mlp_ratio)
+        self.fc1 = ConvBNLIF(d, hidden, bias=True, lif=c.lif())
+        self.fc2 = ConvBNLIF(hidden, d, bias=True, lif=c.lif())
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, state), state)
+
+
+class Block(nn.Module):
+    """x + attention(x), then x + MLP(x), on integers (T, B, C, H, W)."""
+
+    def __init__(self, config: ModelConfig, drop_path: float):
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(x, state))
+        return x + self.drop_path(self.mlp(x, state))
+
+
+class Spikformer(SpikingTransformer):
+    """Spikformer of any size; see `SpikingTransformer` for how it is called and `ModelConfig` for its numbers."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.stem = Stem(config)
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in block_drop_path(config))
+        self._finish()
+
+    @torch.jit.ignore
+    def family(self) -> str:
+        """ "spikformer" """
+        return "spikformer"
+
+
+_CIFAR = {
+    "img_size": (32, 32),
+    "pooled_stages": (2, 3),
+    "attention_order": "qk",
+    "qkv_bias": True,
+    "num_classes": 10,
+}
+_DVS = {
+    "img_size": (128, 128),
+    "in_chans": 2,
+    "attention_order": "qk",
+    "attention_scale": 0.25,
+    "num_classes": 10,
+    "time_steps": 16,
+}
+
+SIZES = {
+    "4_256": {**_CIFAR, "embed_dim": 256, "depth": 4, "num_heads": 8},
+    "2_384": {**_CIFAR, "embed_dim": 384, "depth": 2, "num_heads": 12},
+    "4_384": {**_CIFAR, "embed_dim": 384, "depth": 4, "num_heads": 12},
+    "8_384": {"embed_dim": 384, "depth": 8},
+    "8_512": {"embed_dim": 512, "depth": 8},
+    "8_768": {"embed_dim": 768, "depth": 8},
+    "2_256": {**_DVS, "embed_dim": 256, "depth": 2, "num_heads": 16},
+}
+
+VARIANTS = {
+    f"spikformer{'_cml' if pool == 'cml' else ''}_{size}": ModelConfig(**{**row, "pool": pool})
+    for pool in ("sps", "cml")
+    for size, row in SIZES.items()
+}
+
+__all__ = ["VARIANTS", "Attention", "Block", "MLP", "Spikformer", "Stem"]
+default_cfgs = register_family(__name__, Spikformer, VARIANTS)

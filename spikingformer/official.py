@@ -1,0 +1,107 @@
+"""Published checkpoints: their names as data, and their conversion into ours.
+
+Sources: Spikingformer-CML (arXiv 2304.11954's code), Spikingformer, Spikformer (arXiv 2209.15425's code).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .models import SpikingTransformer
+
+# Keys that published forwards never use. They are dropped by name; any other key that finds no place is an error.
+DROPPED = (
+    r"block\.\d+\.norm[12]\.(weight|bias)",  # LayerNorms that are built and never called
+    r"norm\.(weight|bias)",  # Spikformer for DVS: the same
+    r"pos_embed",  # Spikformer for DVS: the same
+    r"(.*\.)?total_(ops|params)",  # left behind by an operation counter
+)
+
+_STEM = [  # first the stage's index 0, then those that carry a number
+    (r"patch_embed\.proj_(conv|bn|lif)\b", r"stem.stages.0.\1"),
+    (r"patch_embed\.rpe_(conv|bn|lif)\b", r"stem.rpe.\1"),
+]
+_SPIKINGFORMER = [
+    *_STEM[:1],
+    (r"patch_embed\.(?:proj|block)4_(conv|bn)\b", r"stem.last.\1"),
+    (r"patch_embed\.(?:proj|block)(\d)_(conv|bn)\b", r"stem.stages.\1.\2"),
+    (r"patch_embed\.(?:proj|block)(\d)_lif\b", lambda m: f"stem.stages.{int(m[1]) - 1}.lif"),
+    (r"block\.(\d+)\.attn\.proj_lif\b", r"blocks.\1.attn.lif"),
+    (r"block\.(\d+)\.mlp\.mlp1_lif\b", r"blocks.\1.mlp.lif"),
+    (r"block\.(\d+)\.mlp\.mlp2_lif\b", r"blocks.\1.mlp.fc1.lif"),
+    (r"block\.(\d+)\.mlp\.mlp([12])_(conv|bn)\b", r"blocks.\1.mlp.fc\2.\3"),
+]
+_SPIKFORMER = [
+    *_STEM,
+    (r"patch_embed\.proj_(conv|bn|lif)(\d)\b", r"stem.stages.\2.\1"),
+    (r"patch_embed\.block(\d)_(conv|bn|lif)\b", lambda m: f"stem.stages.{int(m[1]) - 1}.{m[2]}"),
+    (r"block\.(\d+)\.mlp\.fc([12])_(?:conv|linear)\b", r"blocks.\1.mlp.fc\2.conv"),
+    (r"block\.(\d+)\.mlp\.fc([12])_(bn|lif)\b", r"blocks.\1.mlp.fc\2.\3"),
+]
+_SHARED = [
+    (r"block\.(\d+)\.attn\.attn_lif\b", r"blocks.\1.attn.attn_lif"),
+    (r"block\.(\d+)\.attn\.(q|k|v|proj)_(?:conv|linear)\b", r"blocks.\1.attn.\2.conv"),
+    (r"block\.(\d+)\.attn\.(q|k|v|proj)_(bn|lif)\b", r"blocks.\1.attn.\2.\3"),
+    (r"head\b", r"head"),
+]
+RULES: dict[str, list[tuple[str, Any]]] = {
+    "spikingformer": _SPIKINGFORMER + _SHARED,
+    "spikformer": _SPIKFORMER + _SHARED,
+}
+
+
+def our_name(official: str, family: str) -> str | None:
+    """Our name for a published parameter, buffer or module; None for one that is dropped by name.
+
+    `family`: "spikingformer" or "spikformer". Raises ValueError for a name that no rule knows.
+    """
+    bare = re.sub(r"^module\.", "", official)
+    if any(re.fullmatch(rule, bare) for rule in DROPPED):
+        return None
+    for pattern, replacement in RULES[family]:
+        renamed, count = re.subn(f"^{pattern}", replacement, bare)
+        if count:
+            return renamed
+    raise ValueError(f"{official!r} is no name of a published {family} checkpoint")
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A published state dict as one that `model.load_state_dict(..., strict=True)` takes.
+
+    Every tensor keeps its values; 1x1 products are reshaped to (out, in, 1, 1). A checkpoint that holds its weights
+    under "state_dict" or "model" is unwrapped. Raises ValueError where a key finds no place, a shape differs, or one
+    is missing: it names the keys.
+    """
+    if not isinstance(model, SpikingTransformer):
+        raise ValueError(f"expected a model of this package, got {type(model).__name__}")
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    family = model.family()
+    target = model.state_dict()
+    converted: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for key, value in state_dict.items():
+        try:
+            name = our_name(key, family)
+        except ValueError:
+            problems.append(f"{key}: no such weight in {type(model).__name__}")
+            continue
+        if name is None:
+            continue
+        if name not in target:
+            problems.append(f"{key}: the model has no {name}")
+        elif value.numel() != target[name].numel() or value.shape[:2] != target[name].shape[:2]:
+            problems.append(f"{key}: shape {tuple(value.shape)}, the model's {name} is {tuple(target[name].shape)}")
+        else:
+            converted[name] = value.reshape(target[name].shape)
+    problems += [f"{name}: missing from the checkpoint" for name in sorted(set(target) - set(converted))]
+    if problems:
+        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(
+            f"this checkpoint is not one of this model:\n  {shown}\n"
+            "Create the model with the checkpoint's family, embed_dim, depth, num_classes and in_chans."
+        )
+    return converted
