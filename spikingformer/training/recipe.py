@@ -1,0 +1,162 @@
+"""A run's recipe: one YAML file, strictly typed; every field is read somewhere, an unknown one is an error."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from spikingformer.data.settings import AugmentSettings, DataSettings, MixSettings, Settings
+from spikingformer.training.recipe_text import dump_yaml, explain_errors, parse_yaml, split_override, to_json
+
+
+class ModelSettings(Settings):
+    name: str = Field(description="model name in timm's registry; `spikingformer models` lists ours")
+    time_steps: int = Field(default=4, ge=1, description="simulation steps T for a still picture")
+    drop_path_rate: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
+    embed_dim: int | None = Field(default=None, ge=1, description="width; null: the model's own")
+    depth: int | None = Field(default=None, ge=1, description="transformer blocks; null: the model's own")
+    num_heads: int | None = Field(default=None, ge=1, description="attention heads; null: the model's own")
+    mlp_ratio: float | None = Field(default=None, gt=0, description="hidden width over width; null: the model's own")
+    initial_checkpoint: str | None = Field(
+        default=None, description="safetensors weights to start from (fine-tuning); null: random weights"
+    )
+
+
+class OptimizerSettings(Settings):
+    name: str = Field(default="adamw", description="any optimiser of timm.optim.list_optimizers()")
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate for the whole batch")
+    weight_decay: float = Field(default=0.05, ge=0, description="decay of weights; biases and norms have none")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum, for optimisers that have one")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: not clipped")
+
+
+class ScheduleSettings(Settings):
+    name: Literal["cosine", "tanh", "step", "poly", "constant"] = Field(default="cosine", description="timm's schedule")
+    warmup_epochs: int = Field(default=0, ge=0, description="epochs of linear rise, part of `epochs`")
+    warmup_learning_rate: float = Field(default=1e-5, ge=0, description="learning rate at the start of the rise")
+    min_learning_rate: float = Field(default=1e-5, ge=0, description="learning rate at the end")
+    cooldown_epochs: int = Field(default=0, ge=0, description="epochs at min_learning_rate after `epochs`")
+    decay_epochs: int = Field(default=30, ge=1, description="step: epochs between decays")
+    decay_rate: float = Field(default=0.1, gt=0, description="step: factor of each decay; poly: the power")
+    every_step: bool = Field(default=False, description="change at each optimiser step, not at each epoch")
+
+
+class EmaSettings(Settings):
+    decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of weights kept per step; 0: none")
+    warmup: bool = Field(default=False, description="let the decay rise from 0 (timm's ModelEmaV3 warm-up)")
+
+
+class CheckpointSettings(Settings):
+    every_steps: int = Field(default=0, ge=0, description="also save after this many steps; 0: at epoch ends only")
+    every_seconds: float = Field(default=0.0, ge=0, description="also save after this many seconds; 0: off")
+
+
+class LogSettings(Settings):
+    every_steps: int = Field(default=50, ge=1, description="steps between records of the training loss")
+    tensorboard: bool = Field(default=True, description="write TensorBoard curves into the run's folder")
+
+
+class Recipe(Settings):
+    model: ModelSettings
+    data: DataSettings
+    augment: AugmentSettings = AugmentSettings()
+    mixing: MixSettings = MixSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    ema: EmaSettings = EmaSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    epochs: int = Field(ge=1, description="passes over the training part, without cooldown")
+    batch_size: int = Field(
+        default=64, ge=1, description="samples per optimiser step, over all processes and accumulation steps"
+    )
+    accumulation_steps: int = Field(default=1, ge=1, description="parts a process computes its batch in")
+    evaluation_batch_size: int = Field(default=128, ge=1, description="samples per evaluation batch and process")
+    drop_last: bool = Field(default=True, description="leave out an epoch's last batch if it is smaller")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    seed: int = Field(default=42, ge=0, description="fixes weights, order, augmentation and mixing")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        default="fp32", description="bf16, fp16: autocast (fp16 with loss scaling); fp64: for comparisons"
+    )
+    compile: bool = Field(default=False, description="run the model through torch.compile")
+    channels_last: bool = Field(default=False, description="keep 4-D weights and pictures in channels_last memory")
+    deterministic: bool = Field(default=False, description="CUDA: ask PyTorch for deterministic kernels (slower)")
+    sync_batchnorm: bool = Field(default=False, description="several processes: BatchNorm over the whole batch")
+    workers: int = Field(default=2, ge=0, description="processes that decode and augment (per_sample engine)")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of a process; null: PyTorch's choice")
+    nonfinite: Literal["stop", "skip", "step_back"] = Field(
+        default="stop",
+        description="a loss that is not finite: stop; skip the step and count; "
+        "or go back to the last checkpoint with half the learning rate",
+    )
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations; the last one always")
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs with cooldown."""
+        return self.epochs + self.schedule.cooldown_epochs
+
+
+def recipes_folder() -> Path:
+    """Folder of the recipes that come with the package."""
+    return Path(__file__).resolve().parent.parent / "recipes"
+
+
+def find_recipe(path: str) -> Path:
+    """The file itself, or the packaged recipe of that name (`recipes/digits/x.yaml`, `digits/x.yaml`, `digits/x`)."""
+    given = Path(path).expanduser()
+    if given.is_file():
+        return given
+    if not given.is_absolute() and ".." not in given.parts:
+        parts = given.parts[1:] if given.parts[:1] == ("recipes",) else given.parts
+        for candidate in (recipes_folder().joinpath(*parts), recipes_folder().joinpath(*parts).with_suffix(".yaml")):
+            if candidate.is_file():
+                return candidate
+    known = sorted(str(Path("recipes") / p.relative_to(recipes_folder())) for p in recipes_folder().rglob("*.yaml"))
+    from spikingformer.training.recipe_text import nearest
+
+    hint = nearest(path, known)
+    raise ValueError(
+        f"no recipe file {path!r}" + (f"; did you mean {hint}?" if hint else "") + " `spikingformer train --list` lists them."
+    )
+
+
+def build_recipe(values: object, source: str) -> Recipe:
+    """Checks plain values (dicts, lists, numbers) against the recipe.
+
+    Raises:
+        ValueError: unknown key (names the nearest right one) or wrong type (got, expected, the field's meaning).
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: expected sections and `key: value` lines, got {type(values).__name__}")
+    try:
+        return Recipe.model_validate_json(to_json(values, source))  # JSON mode: strict, but lists become tuples
+    except ValidationError as error:
+        raise ValueError(explain_errors(error, Recipe, source)) from None
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe file and applies `key=value` overrides (dotted keys, YAML values; later ones win)."""
+    file = find_recipe(str(path))
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected sections and `key: value` lines, got {type(values).__name__}")
+    source = str(file)
+    for text in overrides:
+        keys, value = split_override(text)
+        target = values
+        for key in keys[:-1]:
+            inner = target.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"override {text!r}: {key!r} is a value, not a section")
+            target = inner
+        target[keys[-1]] = value
+        source = f"{file} with overrides"
+    return build_recipe(values, source)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes every field, defaults included, so that the run can be repeated from this file alone."""
+    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")

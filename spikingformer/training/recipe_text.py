@@ -1,0 +1,141 @@
+"""Recipe text: YAML in and out, `key=value` overrides, and error messages that name the right key."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+MAX_CHARACTERS = 1_000_000  # a recipe has a few hundred lines; refuses a wrong file before parsing it
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-4 as a number and refuses aliases (expansion bombs) and repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*name) are not allowed{_place(self.peek_event().start_mark)}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"key {key!r} is not a name{_place(key_node.start_mark)}")
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} is given twice{_place(key_node.start_mark)}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return f" (line {mark.line + 1})" if mark is not None else ""
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """Plain values of a YAML text; no Python objects are ever built from tags.
+
+    Raises:
+        ValueError: not YAML, too long, aliases, or a repeated key; names source and line.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{source}: {len(text)} characters, a recipe has at most {MAX_CHARACTERS}")
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{source}: not a readable recipe: {error.problem}{_place(error.problem_mark)}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{source}: not a readable recipe: {error}") from None
+
+
+def dump_yaml(values: object) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def to_json(values: dict, source: str) -> str:
+    try:
+        return json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: a value is not text, a number, true/false, null or a list: {error}") from None
+
+
+def split_override(text: str) -> tuple[list[str], object]:
+    """`model.embed_dim=128` -> (["model", "embed_dim"], 128)."""
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in keys):
+        raise ValueError(f"override {text!r}: expected key=value, such as epochs=2 or model.embed_dim=128")
+    return keys, parse_yaml(value, f"override {text!r}")
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every leaf field by its dotted name."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, comparing whole names, then their last parts."""
+    known = list(known)
+    last = {}
+    for item in known:
+        last.setdefault(item.split(".")[-1], item)
+    leaf = name.split(".")[-1]
+    if leaf in last:
+        return last[leaf]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    close = difflib.get_close_matches(leaf, last, n=1, cutoff=0.6)
+    return last[close[0]] if close else None
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _type_name(field: FieldInfo) -> str:
+    return str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>").replace("NoneType", "null")
+
+
+def explain_errors(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """One line a problem: key, got, expected, the field's meaning."""
+    fields = fields_of(model)
+    sections = {name.rpartition(".")[0] for name in fields} - {""}
+    lines = []
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"]]
+        key = ".".join(parts)
+        if problem["type"] == "extra_forbidden":
+            near = nearest(key, [*fields, *sections])
+            lines.append(f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""))
+        elif problem["type"] == "missing":
+            lines.append(f"missing key {key!r}" + (f": {fields[key].description}" if key in fields else ""))
+        else:
+            while parts and ".".join(parts) not in fields:
+                parts.pop()  # positions inside a tuple or union
+            name = ".".join(parts)
+            if name in fields:
+                expected = f"expected {_type_name(fields[name])} ({problem['msg']}): {fields[name].description}"
+                lines.append(f"{name}: got {_show(problem['input'])}, {expected}")
+            else:
+                lines.append(f"{key or 'recipe'}: got {_show(problem['input'])}; {problem['msg']}")
+    return "\n".join([f"{source}:", *(f"  {line}" for line in dict.fromkeys(lines)), "`spikingformer train --fields` lists every key."])
