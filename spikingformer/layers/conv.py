@@ -5,6 +5,7 @@ T: time steps, B: batch, C: channels, H, W: rows and columns. Tensors are (T, B,
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikingformer.neurons import LIF, LIFConfig, State
@@ -17,18 +18,22 @@ def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -
 
     Copies change neither mean nor biased variance; only the unbiased factor n / (n - 1) of running_var sees them.
     """
-    counted = bn.training and repeats > 1 and bn.running_var is not None and bn.momentum is not None
-    if not counted:
+    if not bn.training or repeats == 1 or bn.running_var is None or bn.momentum is None:
         return bn(y)
     before = bn.running_var.clone()
-    out = bn(y)
     n = y.numel() // y.shape[1]
-    if isinstance(bn, nn.SyncBatchNorm) and dist.is_initialized():
-        n *= dist.get_world_size(bn.process_group)
+    if isinstance(bn, nn.SyncBatchNorm):
+        out, after = bn(y), bn.running_var
+        n *= dist.get_world_size(bn.process_group) if dist.is_initialized() else 1
+    else:
+        after = before.clone()  # autograd keeps it: the buffer itself is written below
+        out = F.batch_norm(y, bn.running_mean, after, bn.weight, bn.bias, True, bn.momentum, bn.eps)
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
     kept = before * (1 - bn.momentum)
     unbiased = (n - 1) / n * (n * repeats) / (n * repeats - 1)
     with torch.no_grad():
-        bn.running_var.copy_(kept + (bn.running_var - kept) * unbiased)
+        bn.running_var.copy_(kept + (after - kept) * unbiased)
     return out
 
 

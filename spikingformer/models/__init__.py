@@ -7,4 +7,4 @@ from .spikingformer import Spikingformer
 
 VARIANTS = {**spikingformer.VARIANTS, **spikformer.VARIANTS}
 
-__all__ = ["VARIANTS", "ModelConfig", "SpikingTransformer", "Spikformer", "Spikingformer", "StreamState"]
+__all__ = ["VARIANTS", "ModelConfig", "Spikformer", "SpikingTransformer", "Spikingformer", "StreamState"]

@@ -3,6 +3,8 @@
 T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors are (T, B, C, H, W).
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class Stem(nn.Module):
         widths = (c.in_chans, d // 8, d // 4, d // 2, d)
         self.stages = nn.ModuleList(
             ConvBNLIF(a, b, 3, pool=c.pool if i in c.pooled_stages else None, lif=c.lif())
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
         )
         self.rpe = ConvBNLIF(d, d, 3, lif=c.lif())
 
@@ -127,5 +129,5 @@ VARIANTS = {
     for size, row in SIZES.items()
 }
 
-__all__ = ["VARIANTS", "Attention", "Block", "MLP", "Spikformer", "Stem"]
+__all__ = ["MLP", "VARIANTS", "Attention", "Block", "Spikformer", "Stem"]
 default_cfgs = register_family(__name__, Spikformer, VARIANTS)

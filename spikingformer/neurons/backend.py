@@ -46,6 +46,7 @@ def use_backend(name: str) -> Iterator[None]:
 def native_unavailable() -> str | None:
     """Why the C++ form cannot be used here, or None where it can."""
     try:
+        from spikingformer.native import ops  # noqa: F401
         from spikingformer.native import status as native_status
     except ImportError as error:
         return str(error)
