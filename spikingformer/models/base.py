@@ -185,6 +185,15 @@ class SpikingTransformer(nn.Module):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
+    def _block_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        n = len(self.blocks)
+        if indices is None:
+            return list(range(n))
+        chosen = range(n - indices, n) if isinstance(indices, int) else indices
+        if any(not -n <= i < n for i in chosen):
+            raise ValueError(f"the model has {n} blocks, so indices must lie in [-{n}, {n}); got {indices}")
+        return [i % n for i in chosen]
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -200,15 +209,7 @@ class SpikingTransformer(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"only output_fmt='NCHW' is there, got {output_fmt!r}")
-        n = len(self.blocks)
-        if indices is None:
-            wanted = list(range(n))
-        elif isinstance(indices, int):
-            wanted = list(range(n - indices, n))
-        else:
-            wanted = [i % n if -n <= i < n else i for i in indices]
-        if any(not 0 <= i < n for i in wanted):
-            raise ValueError(f"indices must lie in [-{n}, {n}), got {indices}")
+        wanted = self._block_indices(indices)
         frames, repeats = self.frames(x)
         y = self.stem(frames, None, repeats)
         out = []
@@ -224,8 +225,7 @@ class SpikingTransformer(nn.Module):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops the blocks behind the last one wanted, and the head (timm's feature wrapper calls this)."""
-        n = len(self.blocks)
-        wanted = list(range(n - indices, n)) if isinstance(indices, int) else [i % n for i in indices]
+        wanted = self._block_indices(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
         if prune_head:
             self.reset_classifier(0)

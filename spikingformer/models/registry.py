@@ -61,11 +61,12 @@ def register_family(
             return family(_configured(name, config, overrides))
 
         def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+            depth = kwargs.get("depth") or config.depth
             return build_model_with_cfg(
                 build,  # type: ignore[arg-type]
                 name,
                 pretrained,
-                feature_cfg={"out_indices": tuple(range(config.depth)), "feature_cls": "getter"},
+                feature_cfg={"out_indices": tuple(range(depth)), "feature_cls": "getter"},
                 **kwargs,
             )
 

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,9 +41,7 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-@lru_cache(maxsize=1)
-def native_unavailable() -> str | None:
-    """Why the C++ form cannot be used here, or None where it can."""
+def _probe_native() -> str | None:
     try:
         from spikingformer.native import ops  # noqa: F401
         from spikingformer.native import status as native_status
@@ -54,9 +51,7 @@ def native_unavailable() -> str | None:
     return None if status.available else status.reason
 
 
-@lru_cache(maxsize=1)
-def triton_unavailable() -> str | None:
-    """Why the Triton form cannot be used here, or None where it can."""
+def _probe_triton() -> str | None:
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -66,24 +61,33 @@ def triton_unavailable() -> str | None:
     return None
 
 
+_probed: dict[str, str | None] = {}
+
+
+@torch.compiler.assume_constant_result
+def unavailable(name: str) -> str | None:
+    """Why the fused form `name` ("native", "triton") cannot be used on this machine, or None where it can."""
+    if name not in _probed:
+        _probed[name] = _probe_native() if name == "native" else _probe_triton()
+    return _probed[name]
+
+
 def _unfit(name: str, x: Tensor) -> str | None:
     """Why backend `name` cannot serve x, or None where it can."""
     if name == "native":
         if x.device.type != "cpu":
             return f"it runs on CPU tensors, got one on {x.device}"
-        return native_unavailable()
+        return unavailable(name)
     if name == "triton":
         if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"it runs on CUDA tensors, got one on {x.device}"
         if x.dtype == torch.float64:
             return "it keeps its state in float32, got float64"
-        return triton_unavailable()
+        return unavailable(name)
     return None
 
 
-@lru_cache
-def _say(name: str, device: str, dtype: torch.dtype) -> None:
-    _log.info("backend auto: %s for %s tensors on %s", name, dtype, device)
+_said: set[tuple[str, str, torch.dtype]] = set()
 
 
 def choose_backend(x: Tensor) -> str:
@@ -94,8 +98,9 @@ def choose_backend(x: Tensor) -> str:
     name = requested_backend()
     if name == "auto":
         name = next((n for n in ("triton", "native") if _unfit(n, x) is None), "reference")
-        if not torch.compiler.is_compiling():
-            _say(name, x.device.type, x.dtype)
+        if not torch.compiler.is_compiling() and (what := (name, x.device.type, x.dtype)) not in _said:
+            _said.add(what)
+            _log.info("backend auto: %s for %s tensors of %s", name, what[1], what[2])
         return name
     if (why := _unfit(name, x)) is not None:
         raise ValueError(f"backend {name!r} cannot be used: {why}; ask for 'auto' or 'reference'")

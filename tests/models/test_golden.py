@@ -10,12 +10,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
 from safetensors.torch import load_file
 
 import spikingformer  # noqa: F401
 from spikingformer.neurons import LIF
 from spikingformer.official import convert_state_dict, our_name
+from tests.conftest import SHARED
 
 CASES = sorted(p.parent for p in (SHARED / "golden").glob("*/expected.json")) or [None]
 RTOL = 1e-9  # float64 keeps 1e-16; sums of 1e5 terms in another order cost a few digits
