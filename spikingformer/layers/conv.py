@@ -56,7 +56,7 @@ class ConvBN(nn.Module):
 class ConvBNLIF(nn.Module):
     """Convolution, BatchNorm and neuron: spikes (T, B, in, H, W) to spikes, halved in size where there is a pool.
 
-    `pool`: None; "cml": max-pool the currents, then fire (arXiv 2304.11954: the pool's gradient is exact);
+    `pool`: None; "cml": max-pool the currents, then fire (arXiv 2305.05954: the pool's gradient is exact);
     "sps": fire, then max-pool the spikes (Spikformer's own downsampling).
     A still picture comes with T = 1 and `repeats` = T: convolution, BatchNorm and CML's pool run once.
     """
