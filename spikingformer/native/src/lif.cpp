@@ -1,0 +1,155 @@
+// Multi-step leaky integrate-and-fire neuron, forward and backward, one pass each.
+//
+//   h_t = v_{t-1} + (x_t - (v_{t-1} - v_reset)) / tau      s_t = h_t >= v_threshold
+//   hard reset: v_t = v_reset where s_t, else h_t      soft reset: v_t = h_t - s_t * v_threshold
+//
+// x [T, n] may have any time stride (0: the same current at every step); spikes and gradients are dense [T, n].
+// The forward keeps nothing; the backward computes h again from x.
+#include "common.h"
+
+namespace {
+
+constexpr long kBlock = 2048;  // neurons walked together over time: their v (8 KB in fp32) stays in L1
+
+template <class S> SPK_INLINE void fill(S* p, S value, long n) {
+  for (long i = 0; i < n; i++) p[i] = value;
+}
+
+template <class E>
+void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_stride,
+                 const typename E::Arithmetic::Scalar* v0, typename E::type* spikes,
+                 typename E::Arithmetic::Scalar* v_last, long n, int threads) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  typedef typename A::Scalar S;
+  constexpr long L = A::lanes;
+  const Neuron<A> neuron(args);
+  const long T = args.steps;
+#pragma omp parallel num_threads(threads) if (n * T > 32768)
+  {
+    S v[kBlock + L];
+    Range mine = my_share(n, kBlock);
+    for (long i0 = mine.begin; i0 < mine.end; i0 += kBlock) {
+      long count = minimum(kBlock, mine.end - i0);
+      if (v0) memcpy(v, v0 + i0, count * sizeof(S));
+      else fill(v, neuron.v_rest, count);
+      for (long t = 0; t < T; t++) {
+        const typename E::type* xt = x + t * x_stride + i0;
+        typename E::type* st = spikes + t * n + i0;
+        for (long i = 0; i < count; i += L) {
+          long m = minimum(L, count - i);
+          V h = neuron.charge(load<A>(v + i), get_part<E>(xt + i, m));
+          auto fired = neuron.fires(h);
+          put_part<E>(st + i, only_where<A>(fired, splat<A>(1)), m);
+          store<A>(v + i, neuron.reset(h, fired));
+        }
+      }
+      if (v_last) memcpy(v_last + i0, v, count * sizeof(S));
+    }
+  }
+}
+
+template <class E, int kind>
+void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, const typename E::type* x, long x_stride,
+                       const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
+                       const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
+                       typename E::Arithmetic::Scalar* grad_v0, long n, int threads) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  typedef typename A::Scalar S;
+  constexpr long L = A::lanes;
+  const long block = maximum(L * 4, minimum(kBlock, 8192 / maximum(T, 1)) / L * L);
+#pragma omp parallel num_threads(threads) if (n * T > 16384)
+  {
+    Scratch scratch((T + 1) * block * sizeof(S));
+    S* h_all = scratch.as<S>();
+    S* carry = h_all + T * block;  // v on the way forward, gradient of v on the way back
+    Range mine = my_share(n, block);
+    for (long i0 = mine.begin; i0 < mine.end; i0 += block) {
+      long count = minimum(block, mine.end - i0);
+      if (v0) memcpy(carry, v0 + i0, count * sizeof(S));
+      else fill(carry, neuron.v_rest, count);
+      for (long t = 0; t < T; t++) {
+        const typename E::type* xt = x + t * x_stride + i0;
+        for (long i = 0; i < count; i += L) {
+          V h = neuron.charge(load<A>(carry + i), get_part<E>(xt + i, minimum(L, count - i)));
+          store<A>(h_all + t * block + i, h);
+          store<A>(carry + i, neuron.reset(h, neuron.fires(h)));
+        }
+      }
+      if (grad_v_last) memcpy(carry, grad_v_last + i0, count * sizeof(S));
+      else memset(carry, 0, block * sizeof(S));
+      for (long t = T - 1; t >= 0; t--) {
+        const typename E::type* gt = grad_spikes + t * n + i0;
+        typename E::type* ot = grad_x + t * n + i0;
+        for (long i = 0; i < count; i += L) {
+          long m = minimum(L, count - i);
+          V grad_h = neuron.template grad_charge<kind>(load<A>(h_all + t * block + i),
+                                                                       get_part<E>(gt + i, m), load<A>(carry + i));
+          V share = neuron.over_tau(grad_h);
+          put_part<E>(ot + i, neuron.decay ? share : grad_h, m);
+          store<A>(carry + i, grad_h - share);
+        }
+      }
+      if (grad_v0) memcpy(grad_v0 + i0, carry, count * sizeof(S));
+    }
+  }
+}
+
+template <class E>
+void lif_backward(const NeuronArgs& args, const typename E::type* x, long x_stride,
+                  const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
+                  const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
+                  typename E::Arithmetic::Scalar* grad_v0, long n, int threads) {
+  const Neuron<typename E::Arithmetic> neuron(args);
+  with_surrogate(neuron.surrogate, [&](auto kind) {
+    lif_backward_body<E, kind.value>(neuron, args.steps, x, x_stride, v0, grad_spikes, grad_v_last, grad_x, grad_v0, n,
+                                     threads);
+  });
+}
+
+}  // namespace
+
+// element: 0 float32, 1 float64, 2 bfloat16, 3 float16. State (v0, v_last) is float64 for float64 and float32 otherwise.
+SPK_EXPORT(lif_forward)(const NeuronArgs* args, int element, const void* x, long x_stride, const void* v0, void* spikes,
+                        void* v_last, long n, int threads) {
+  switch (element) {
+    case 0:
+      lif_forward<ElementF32>(*args, (const float*)x, x_stride, (const float*)v0, (float*)spikes, (float*)v_last, n,
+                              threads);
+      break;
+    case 1:
+      lif_forward<ElementF64>(*args, (const double*)x, x_stride, (const double*)v0, (double*)spikes, (double*)v_last, n,
+                              threads);
+      break;
+    case 2:
+      lif_forward<ElementBF16>(*args, (const uint16_t*)x, x_stride, (const float*)v0, (uint16_t*)spikes,
+                               (float*)v_last, n, threads);
+      break;
+    default:
+      lif_forward<ElementF16>(*args, (const uint16_t*)x, x_stride, (const float*)v0, (uint16_t*)spikes, (float*)v_last,
+                              n, threads);
+  }
+}
+
+SPK_EXPORT(lif_backward)(const NeuronArgs* args, int element, const void* x, long x_stride, const void* v0,
+                         const void* grad_spikes, const void* grad_v_last, void* grad_x, void* grad_v0, long n,
+                         int threads) {
+  switch (element) {
+    case 0:
+      lif_backward<ElementF32>(*args, (const float*)x, x_stride, (const float*)v0, (const float*)grad_spikes,
+                               (const float*)grad_v_last, (float*)grad_x, (float*)grad_v0, n, threads);
+      break;
+    case 1:
+      lif_backward<ElementF64>(*args, (const double*)x, x_stride, (const double*)v0, (const double*)grad_spikes,
+                               (const double*)grad_v_last, (double*)grad_x, (double*)grad_v0, n, threads);
+      break;
+    case 2:
+      lif_backward<ElementBF16>(*args, (const uint16_t*)x, x_stride, (const float*)v0, (const uint16_t*)grad_spikes,
+                                (const float*)grad_v_last, (uint16_t*)grad_x, (float*)grad_v0, n, threads);
+      break;
+    default:
+      lif_backward<ElementF16>(*args, (const uint16_t*)x, x_stride, (const float*)v0, (const uint16_t*)grad_spikes,
+                               (const float*)grad_v_last, (uint16_t*)grad_x, (float*)grad_v0, n, threads);
+  }
+}
