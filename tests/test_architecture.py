@@ -13,6 +13,7 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "official": 5,
     "training": 4,
     "energy": 4,
+    "benchmarks": 4,
     "models": 3,
     "data": 3,
     "layers": 2,

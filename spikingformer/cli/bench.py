@@ -1,0 +1,79 @@
+"""`spikingformer bench`: how fast a model runs here, and in how much memory."""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="time a model on this machine: pictures/s, peak memory, firing rate",
+        description="Times a model on random input. The firing rate stands beside each time: they belong together.",
+    )
+    parser.add_argument("model", help="a name (see `spikingformer models`) or a checkpoint file")
+    parser.add_argument("--mode", choices=("inference", "training"), default="inference")
+    parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", ...; default: cuda where there is one')
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: under autocast")
+    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes; default: 1, 2, 4, ... to the limit")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs a batch size (default 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--backend", choices=("auto", "reference", "native", "triton"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import timm
+    import torch
+
+    import spikingformer
+    from spikingformer.benchmarks import sweep
+    from spikingformer.neurons import use_backend
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.model.endswith(".safetensors"):
+        from spikingformer.training.checkpoint import load_model
+
+        model, _ = load_model(args.model)
+    elif timm.is_model(args.model):
+        model = timm.create_model(args.model)
+    else:
+        raise ValueError(
+            f"{args.model!r} is neither a registered model nor a .safetensors file: `spikingformer models`"
+        )
+    neurons = model.neurons
+    if args.compile:
+        model = torch.compile(model)
+        model.neurons, model.config = neurons, model._orig_mod.config
+    header = {
+        "model": args.model,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "backend": args.backend,
+        "compiled": args.compile,
+        "versions": {"spikingformer": spikingformer.__version__, "torch": torch.__version__},
+    }
+    rows = []
+    with use_backend(args.backend):
+        results = sweep(model, args.batch, args.mode, device, getattr(torch, args.dtype), args.repeats)
+        if not args.json:
+            print(f"{args.model}, {args.mode}, {args.dtype} on {header['gpu'] or header['machine']}")
+            print(f"{'batch':>6} {'samples/s':>10} {'ms':>9} {'spread':>7} {'memory MB':>10} {'firing':>7}")
+        for r in results:
+            rows.append(asdict(r))
+            if not args.json:
+                print(
+                    f"{r.batch:6d} {r.samples_per_second:10.1f} {r.milliseconds:9.1f} {r.spread:7.0%}"
+                    f" {r.peak_memory_mb:10.0f} {r.firing_rate:7.1%}",
+                    flush=True,
+                )
+    if args.json:
+        print(json.dumps({**header, "results": rows}, indent=2))
+    return 0

@@ -1,0 +1,40 @@
+"""`spikingformer bench`: what it reports (never how fast)."""
+
+import pytest
+import timm
+import torch
+
+from spikingformer.benchmarks import firing_rate, measure, sweep
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("spikingformer_cml_4_384", embed_dim=32, depth=1, num_heads=4, img_size=16)
+
+
+def test_a_look_at_the_rate_moves_nothing(model):
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    rate = firing_rate(model, torch.randn(4, 3, 16, 16))
+    assert 0 < rate < 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_fields(model, mode):
+    r = measure(model, 2, mode, repeats=2)
+    assert (r.batch, r.mode, r.device, r.dtype) == (2, mode, "cpu", "float32")
+    assert r.samples_per_second == pytest.approx(2e3 / r.milliseconds)
+    assert r.peak_memory_mb > 10
+
+
+def test_sweep_takes_the_batches_asked_for(model):
+    rows = list(sweep(model, [1, 3], "inference", "cpu", torch.float32, 1))
+    assert [r.batch for r in rows] == [1, 3]
+
+
+def test_unknown_mode(model):
+    with pytest.raises(ValueError, match="mode must be one of inference, training, got 'test'"):
+        measure(model, 1, "test")
