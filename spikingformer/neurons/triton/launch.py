@@ -1,0 +1,110 @@
+"""What every op here needs around a launch: layouts, block sizes, the device, and the neuron in an op's schema.
+
+Block sizes follow from shapes alone, so that a run is repeatable; nothing is tuned by timing.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import LIFConfig
+
+# The neuron's parameters as the ops' schemas list them, in the order of `neuron_arguments`.
+NEURON_SCHEMA = (
+    "float tau, float v_threshold, float? v_reset, str surrogate, float alpha, bool detach_reset, bool decay_input"
+)
+NEURON_ARGUMENTS = 7
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+SPIKE_TYPES = (*FLOAT_TYPES, torch.uint8)
+# Multiply-adds may fuse; wherever rounding decides about a spike the kernels ask for IEEE results themselves.
+OPTIONS = {"enable_fp_fusion": True}
+
+NeuronArguments = tuple[float, float, float | None, str, float, bool, bool]
+
+
+def neuron_arguments(config: LIFConfig) -> NeuronArguments:
+    """`config` as the arguments of an op."""
+    assert config.alpha is not None
+    return (
+        config.tau,
+        config.v_threshold,
+        config.v_reset,
+        config.surrogate,
+        config.alpha,
+        config.detach_reset,
+        config.decay_input,
+    )
+
+
+def check_float(name: str, x: Tensor) -> None:
+    """Raises ValueError where the kernels have no form for x's type."""
+    if x.dtype not in FLOAT_TYPES:
+        raise ValueError(
+            f"the Triton kernels take {name} in float32, bfloat16 or float16 (their state is float32), got {x.dtype}; "
+            "cast it, or use the reference backend"
+        )
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes x's card the current one: Triton launches there."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
+    """Strides of a tensor that fills its memory without holes or overlap, or None where this one does not."""
+    expected = 1
+    for size, stride in sorted(zip(shape, strides, strict=True), key=lambda pair: pair[1]):
+        if size == 1:
+            continue
+        if stride != expected:
+            return None
+        expected *= size
+    return tuple(strides)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides))[: len(shape)] if shape else ()
+
+
+def step_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of one time step x[0] of x (T, ...): its own where it is dense in any order of dims, else contiguous."""
+    shape = tuple(x.shape[1:])
+    return dense_strides(shape, x.stride()[1:]) or contiguous_strides(shape)
+
+
+def empty_steps(x: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """New memory for `steps` time steps like x[0], each laid out by `strides`."""
+    shape = tuple(x.shape[1:])
+    return torch.empty_strided((steps, *shape), (x[0].numel(), *strides), dtype=dtype, device=x.device)
+
+
+def in_layout(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x (T, ...) itself where each of its steps is laid out by `strides`, else a copy that is.
+
+    The time stride is free: 0 for a still picture's repeated current.
+    """
+    own = x.stride()[1:]
+    if all(a == b or n == 1 for n, a, b in zip(x.shape[1:], own, strides, strict=True)):
+        return x
+    return empty_steps(x, x.shape[0], strides, x.dtype).copy_(x)
+
+
+def time_stride(x: Tensor) -> int:
+    """Elements from one time step to the next, 0 where there is one step only."""
+    return x.stride(0) if x.shape[0] > 1 else 0
+
+
+def elements_per_thread(steps: int, itemsize: int) -> int:
+    """16-byte accesses for few time steps; fewer elements where more steps share a thread's registers."""
+    return max(1, min(16 // itemsize, 32 // steps))
+
+
+def power_of_two_at_least(n: int) -> int:
+    """The smallest power of two >= n (n >= 1)."""
+    return 1 << (n - 1).bit_length()
