@@ -1,0 +1,92 @@
+"""ONNX: the whole model with its time steps unrolled, or one time step with explicit state."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikingformer.models import SpikingTransformer
+from spikingformer.neurons import use_backend
+
+from .extras import require
+from .graphs import OneStep, WholeModel, start_of_stream
+from .metadata import ExportMetadata
+from .prepare import ExportReport, checked_target, prepare
+
+
+def export_onnx(
+    model: SpikingTransformer,
+    path: str | Path,
+    example: Tensor | None = None,
+    *,
+    metadata: ExportMetadata | None = None,
+    streaming: bool = False,
+    spikes: bool = False,
+    check: bool = True,
+) -> ExportReport:
+    """Writes `model`, folded, as an ONNX file whose batch size is free.
+
+    example: pictures (B, C, H, W) or event frames (B, T, C, H, W) that fix H, W and T; default: the model's own sizes.
+    streaming: one time step; inputs `frame`, `steps`, `feature_sum` and a membrane for each neuron layer, outputs
+        `logits` and each of these as `next.*`. A stream starts from zeros.
+    spikes: further outputs `spikes.<layer>`, 0 or 1, (T, B, C, H, W).
+    check: fold checked in float64, and the written file run in ONNX Runtime where that is installed.
+
+    Raises ValueError for a wrong example, path, or a missing package.
+    """
+    require("onnx", "onnxscript")
+    target = checked_target(path, ".onnx")
+    prepared = prepare(model, example, metadata, check)
+    prepared = replace(prepared, metadata=replace(prepared.metadata, streaming=streaming))
+    batch = torch.export.Dim("batch")
+    inputs: tuple[Tensor, ...]
+    graph: WholeModel | OneStep
+    if streaming:
+        x = prepared.example
+        frame = x[:, 0] if x.ndim == 5 else x
+        graph = OneStep(prepared.model, spikes)
+        with use_backend("reference"):
+            inputs = (frame, *start_of_stream(prepared.model, frame))
+        input_names = graph.input_names()
+        shapes: tuple[object, ...] = ({0: batch}, {}, {0: batch}, tuple({0: batch} for _ in inputs[3:]))
+    else:
+        graph = WholeModel(prepared.model, spikes)
+        inputs, input_names, shapes = (prepared.example,), ["input"], ({0: batch},)
+    with torch.no_grad(), use_backend("reference"), warnings.catch_warnings():
+        # all inputs share the batch axis, which is what is meant
+        warnings.filterwarnings("ignore", message=".*shares the same shape constraints.*")
+        program = torch.onnx.export(
+            graph.eval(),
+            inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=input_names,
+            output_names=graph.output_names(),
+            dynamic_shapes=shapes,
+        )
+        expected = graph(*inputs)[0]
+    assert program is not None
+    program.model.metadata_props.update(prepared.metadata.to_strings())
+    program.model.producer_name, program.model.producer_version = "spikingformer", prepared.metadata.package_version
+    program.save(str(target))
+    difference = _difference(target, inputs, expected) if check else None
+    return prepared.report(target, _size_on_disk(target), difference)
+
+
+def _difference(path: Path, inputs: tuple[Tensor, ...], expected: Tensor) -> float | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    (logits,) = session.run(["logits"], feed)
+    return float((torch.from_numpy(logits) - expected).abs().max())
+
+
+def _size_on_disk(path: Path) -> int:
+    """Bytes of the file and of the weights that lie beside it when they pass ONNX's limit for one file."""
+    beside = path.with_name(path.name + ".data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
