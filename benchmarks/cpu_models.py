@@ -1,0 +1,179 @@
+"""The CPU table: our models against the published composition, torch.compile of it, and SpikingJelly's own model.
+
+    python -m benchmarks.cpu_models [--rows TEXT] [--no-compile] [--output FILE]
+
+Per row, parity is proven first (float64 logits and gradients, float32 error on the timed input); then all competitors
+run interleaved in one process, and medians are compared. Firing rates stand beside. Activation memory is measured in
+a process of its own per competitor (peak RSS less what stood before the step).
+"""
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import spikingformer
+from benchmarks.plain import PlainModel, calibrate
+from spikingformer.benchmarks import firing_rate
+from spikingformer.benchmarks.throughput import example_input
+
+ROWS = {  # name: (model, batch, mode, rounds)
+    "inference CIFAR 4-384 b32": ("spikingformer_cml_4_384", 32, "inference", 7),
+    "inference CIFAR 4-384 b1": ("spikingformer_cml_4_384", 1, "inference", 15),
+    "inference ImageNet 8-384 b2": ("spikingformer_cml_8_384", 2, "inference", 5),
+    "inference DVS 2-256 T=16 b4": ("spikingformer_cml_2_256", 4, "inference", 5),
+    "training CIFAR 4-384 b16": ("spikingformer_cml_4_384", 16, "training", 5),
+    "training DVS 2-256 T=16 b4": ("spikingformer_cml_2_256", 4, "training", 5),
+}
+
+
+def prepare(name: str, batch: int):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    calibrate(model, example_input(model, max(batch, 4), torch.device("cpu"), seed=1))
+    return model.to(memory_format=torch.channels_last), example_input(model, batch, torch.device("cpu"))
+
+
+def step(model, x, mode):
+    if mode == "inference":
+        with torch.inference_mode():
+            return model(x)
+    model.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(model(x), torch.arange(len(x)) % model_classes(model))
+    loss.backward()
+    return loss
+
+
+def model_classes(model) -> int:
+    inner = getattr(model, "_orig_mod", model)
+    return getattr(inner, "m", inner).num_classes
+
+
+def parity(model, plain, x, mode) -> dict:
+    """Proves equal work before a clock starts; leaves the process where it is broken.
+
+    In float64, logits and all gradients of both are equal to 1e-8. In float32 a sum in another order can flip a spike
+    that sits on the threshold, so there each is compared with the float64 truth, on the input that is timed: our
+    error may not exceed three times the competitor's (both are rounding; a wrong kernel is far off).
+    """
+    few = x[: 1 if mode == "inference" else 2].double()
+    exact, other = copy.deepcopy(model).double(), copy.deepcopy(plain).double()
+    exact.train(mode == "training"), other.train(mode == "training")
+    step(exact, few, "training"), step(other, few, "training")
+    theirs = dict(other.m.named_parameters())
+    for key, p in exact.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[key].grad, rtol=1e-7, atol=1e-9, msg=key)
+    with torch.no_grad():
+        torch.testing.assert_close(exact(few), other(few), rtol=1e-8, atol=1e-9)
+        truth = exact(x.double())
+        scale = truth.std().item() or 1.0
+        ours = (model.train(mode == "training")(x) - truth).abs().mean().item() / scale
+        rival = (plain.train(mode == "training")(x) - truth).abs().mean().item() / scale
+    if ours > 3 * rival + 0.01:
+        raise SystemExit(f"parity is broken: our error {ours:.4f} of the logits' spread, the competitor's {rival:.4f}")
+    return {"float64": "equal", "float32_error_ours": ours, "float32_error_plain": rival}
+
+
+def timed_row(name: str, model_name: str, batch: int, mode: str, rounds: int, compiled: bool) -> dict:
+    model, x = prepare(model_name, batch)
+    plain = PlainModel(model)
+    checked = parity(model, plain, x, mode)
+    rate = firing_rate(model, x)
+    runners = {"ours": model, "plain": plain}
+    warmup = {}
+    if compiled:
+        runners["compiled"] = torch.compile(PlainModel(model).train(mode == "training"))
+    for key, runner in runners.items():
+        runner.train(mode == "training")
+        start = time.perf_counter()
+        step(runner, x, mode)
+        warmup[key] = time.perf_counter() - start
+    times: dict[str, list[float]] = {key: [] for key in runners}
+    for _ in range(rounds):
+        for key, runner in runners.items():
+            start = time.perf_counter()
+            step(runner, x, mode)
+            times[key].append(time.perf_counter() - start)
+    median = {key: statistics.median(t) for key, t in times.items()}
+    return {
+        "row": name,
+        "model": model_name,
+        "batch": batch,
+        "mode": mode,
+        "rounds": rounds,
+        "firing_rate": rate,
+        "parity": checked,
+        "samples_per_second": {k: batch / m for k, m in median.items()},
+        "speedup_over": {k: median[k] / median["ours"] for k in runners if k != "ours"},
+        "first_call_seconds": warmup,
+        "all_seconds": times,
+    }
+
+
+def activation_memory(kind: str, model_name: str, batch: int) -> None:
+    """Runs in a process of its own: prints peak RSS of a training step less RSS before it, in MB."""
+    model, x = prepare(model_name, batch)
+    runner = (PlainModel(model) if kind == "plain" else model).train()
+    runner(x[:2])  # lazy set-up of the libraries
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    step(runner, x, "training")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak_mb": peak / 2**20, "step_mb": (peak - before) / 2**20}))
+
+
+def memory_rows() -> list[dict]:
+    rows = []
+    for name, batch in (("spikingformer_cml_4_384", 16), ("spikingformer_cml_2_256", 4)):
+        row = {"model": name, "batch": batch}
+        for kind in ("ours", "plain"):
+            argv = [sys.executable, "-m", "benchmarks.cpu_models", "--memory", kind, name, str(batch)]
+            out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+            row[kind] = json.loads(out.strip().splitlines()[-1])
+        row["ratio"] = row["ours"]["step_mb"] / row["plain"]["step_mb"]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        return activation_memory(args.memory[0], args.memory[1], int(args.memory[2]))
+    from benchmarks.machine import describe_machine
+
+    result = {**describe_machine(), "threads": args.threads, "spikingformer": spikingformer.__version__, "rows": []}
+    for name, row in ROWS.items():
+        if args.rows not in name:
+            continue
+        measured = timed_row(name, *row, compiled=not args.no_compile)
+        result["rows"].append(measured)
+        speeds = "  ".join(f"{k} {v:.2f}/s" for k, v in measured["samples_per_second"].items())
+        over = "  ".join(f"{v:.2f}x over {k}" for k, v in measured["speedup_over"].items())
+        print(f"{name}: {speeds}  |  {over}  |  firing {measured['firing_rate']:.1%}", flush=True)
+        if args.output:
+            args.output.write_text(json.dumps(result, indent=1))
+    if not args.rows:
+        result["activation_memory"] = memory_rows()
+        for row in result["activation_memory"]:
+            print(f"memory {row['model']} b{row['batch']}: {row['ratio']:.2f} of the plain composition", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
