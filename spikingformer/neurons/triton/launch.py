@@ -5,6 +5,7 @@ Block sizes follow from shapes alone, so that a run is repeatable; nothing is tu
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ NEURON_SCHEMA = (
 )
 NEURON_ARGUMENTS = 7
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-SPIKE_TYPES = (*FLOAT_TYPES, torch.uint8)
 # Multiply-adds may fuse; wherever rounding decides about a spike the kernels ask for IEEE results themselves.
 OPTIONS = {"enable_fp_fusion": True}
+
+SUMMING_PROGRAMS = 1056  # 8 for each of an H200's 132 multiprocessors
 
 NeuronArguments = tuple[float, float, float | None, str, float, bool, bool]
 
@@ -101,10 +103,57 @@ def time_stride(x: Tensor) -> int:
 
 
 def elements_per_thread(steps: int, itemsize: int) -> int:
-    """16-byte accesses for few time steps; fewer elements where more steps share a thread's registers."""
-    return max(1, min(16 // itemsize, 32 // steps))
+    """16-byte accesses for few time steps; fewer elements, a power of two, where more steps share the registers."""
+    fit = max(1, min(16 // itemsize, 32 // steps))
+    return 1 << (fit.bit_length() - 1)
 
 
 def power_of_two_at_least(n: int) -> int:
     """The smallest power of two >= n (n >= 1)."""
     return 1 << (n - 1).bit_length()
+
+
+def channels_last(x: Tensor | None) -> Tensor | None:
+    """x (T, B, C, H, W) itself where its memory is (T, B, H, W, C), else a copy that is."""
+    return None if x is None else x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def empty_channels_last(y: Tensor, steps: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """New memory (steps, B, C, *size), channels last, with y's B and C."""
+    height, width = size
+    shape = (steps, y.shape[1], height, width, y.shape[2])
+    return torch.empty(shape, dtype=dtype, device=y.device).permute(0, 1, 4, 2, 3)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How rows x channels are cut: tiles of block_rows x block_channels, and chunks of tiles for the sums."""
+
+    rows: int
+    channels: int
+    block_rows: int
+    block_channels: int
+    chunk: int  # rows of one program that sums, a multiple of block_rows
+    chunks: int
+    warps: int = 4
+
+    @staticmethod
+    def of(rows: int, channels: int, live: int, itemsize: int) -> "Tiles":
+        """`live`: tiles that a program holds in registers at once, about the number of time steps."""
+        exact = channels & -channels  # largest power of two in it: no idle lanes
+        block_channels = min(128, exact if exact >= 32 else power_of_two_at_least(channels))
+        block_rows = max(1, 128 * elements_per_thread(live, itemsize) // block_channels)
+        wanted = max(1, SUMMING_PROGRAMS // -(-channels // block_channels))
+        tiles = -(-rows // block_rows)
+        chunk = -(-tiles // wanted) * block_rows
+        return Tiles(rows, channels, block_rows, block_channels, chunk, -(-rows // chunk))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """One program a tile."""
+        return -(-self.rows // self.block_rows), -(-self.channels // self.block_channels)
+
+    @property
+    def chunk_grid(self) -> tuple[int, int]:
+        """One program a chunk and block of channels."""
+        return self.chunks, -(-self.channels // self.block_channels)
