@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from event_recordings import random_events
 
 from spikingformer.data.events import (
     EventFileError,
@@ -22,6 +21,7 @@ from spikingformer.data.events import (
     write_nmnist,
 )
 from spikingformer.data.events.gesture_trials import Trial, read_trials
+from tests.data.events.event_recordings import random_events
 
 HEADER31 = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"
 HEADER20 = b"#!AER-DAT2.0\r\n# made by hand\r\n"

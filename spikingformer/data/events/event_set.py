@@ -1,0 +1,150 @@
+"""Event data sets as PyTorch takes them: frames from the cache, one sample or a whole batch at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from .arrays import SensorSize
+from .catalogue import CATALOGUE, list_samples
+from .frame_cache import FrameFormat, Progress, build_frame_cache, default_cache_folder, open_frame_cache
+from .frames import SplitBy
+from .prepare import simulated_note
+
+
+class EventFrames(Dataset[tuple[torch.Tensor, int]]):
+    """Frames [T, 2, H, W] (float32 counts; channel 0 OFF, 1 ON) with labels.
+
+    title        name to show; says "simulated" where the recordings are
+    class_names  a name a label
+    flip_swaps   pairs of labels that a horizontal flip turns into each other
+    simulated    True if no camera took the recordings
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[NDArray[Any]],
+        indices: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        title: str,
+        class_names: tuple[str, ...],
+        flip_swaps: tuple[tuple[int, int], ...] = (),
+        simulated: bool = False,
+    ) -> None:
+        self.title, self.class_names = title, class_names
+        self.flip_swaps, self.simulated = flip_swaps, simulated
+        self._shards = list(shards)
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._indices = np.asarray(indices, np.int64)
+        self.labels = torch.from_numpy(np.asarray(labels, np.int64)[self._indices])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """(T, 2, H, W)"""
+        return tuple(self._shards[0].shape[1:])
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.gather([index])[0], int(self.labels[index])
+
+    def gather(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> torch.Tensor:
+        """Frames of a batch, [B, T, 2, H, W] float32, copied from the memory map in one pass."""
+        batch = self._indices[np.asarray(indices, np.int64)]
+        frames = np.empty((len(batch), *self.frame_shape), np.float32)
+        for row, sample in enumerate(batch):
+            shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+            frames[row] = self._shards[shard][sample - self._starts[shard]]
+        return torch.from_numpy(frames)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """([B, T, 2, H, W] float32, labels [B] int64)"""
+        return self.gather(indices), self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> EventFrames:
+        """The samples `indices` as a set of their own (same frames on disk)."""
+        everything = np.zeros(int(self._starts[-1]), np.int64)
+        everything[self._indices] = self.labels.numpy()
+        return EventFrames(
+            self._shards,
+            self._indices[np.asarray(indices, np.int64)],
+            everything,
+            self.title,
+            self.class_names,
+            self.flip_swaps,
+            self.simulated,
+        )
+
+
+class EventParts(NamedTuple):
+    """Training and test part of a data set."""
+
+    train: EventFrames
+    test: EventFrames
+
+
+def load_event_parts(
+    name: str,
+    root: str | Path,
+    time_steps: int,
+    split_by: SplitBy = "number",
+    split: str = "published",
+    frame_size: SensorSize | None = None,
+    cache: str | Path | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> EventParts:
+    """The parts of an event data set, its frame cache built if it is not there.
+
+    name        "gesture", "cifar10dvs", "nmnist", or "digits_dvs" (simulated in memory; root, cache are not used)
+    root        folder that holds the unpacked data set
+    time_steps  T frames a recording
+    split       name of the division into parts, see CATALOGUE
+    frame_size  (H, W) of the frames, at most the sensor's; None: the sensor's
+    cache       folder for ready frames; None: beside the data, or in the user's cache folder
+    Raises ValueError (LayoutError, EventFileError, FrameCacheError) with what to do.
+    """
+    if name == "digits_dvs":
+        from .digits_dvs import load_digits_dvs
+
+        return load_digits_dvs(time_steps, split_by, split, frame_size)
+    if name not in CATALOGUE:
+        known = ", ".join([*CATALOGUE, "digits_dvs"])
+        raise ValueError(f"there is no event data set {name!r}; expected one of {known}.")
+    row, root = CATALOGUE[name], Path(root)
+    samples = list_samples(row, root, split)
+    frame_format = FrameFormat(name, row.reader, row.sensor_size, frame_size or row.sensor_size, time_steps, split_by)
+    folder = Path(cache) if cache else default_cache_folder(root)
+    path = build_frame_cache(folder, samples, frame_format, root, workers, progress)
+    shards, description = open_frame_cache(path)
+    labels = np.array(description["labels"], np.int64)
+    simulated = simulated_note(root) is not None
+    title = f"{row.title} (simulated)" if simulated else row.title
+    parts = []
+    for part in ("train", "test"):
+        chosen = np.array([i for i, sample in enumerate(samples) if sample.part == part], np.int64)
+        parts.append(EventFrames(shards, chosen, labels, title, row.class_names, row.flip_swaps, simulated))
+    return EventParts(*parts)
+
+
+def split_validation(
+    labels: torch.Tensor, fraction: float, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices (training, validation): the share `fraction` of every class held out, the same for the same seed."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation fraction is {fraction}; expected a number between 0 and 1, both left out.")
+    draw = np.random.default_rng(seed)
+    held_out = []
+    for label in range(int(labels.max()) + 1):
+        members = np.flatnonzero(labels.numpy() == label)
+        held_out.append(draw.permutation(members)[: math.ceil(len(members) * fraction)] if len(members) > 1 else [])
+    validation = np.sort(np.concatenate(held_out)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
