@@ -1,0 +1,140 @@
+"""Counts without data: shapes alone, or shapes with firing rates that are given or assumed."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import spikingformer.models
+
+from .counting import count_operations
+from .facts import Facts, Kind, Operand
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Firing rates of a model: the mean of each product's input, and of q, k, v in each attention.
+
+    Files are JSON: {"inputs": {"stem.stages.1.conv": 0.12, ...}, "attention": {"blocks.0.attn": [0.1, 0.03, 0.06]}},
+    a bare {"layer": rate} table, or the JSON that `spikingformer energy --json` wrote.
+    """
+
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    default: float | None = None  # for what is not listed; None: every layer must be
+    source: str = "rates"
+
+    @classmethod
+    def read(cls, path: Path) -> "Rates":
+        """Raises ValueError with the file's name where it is not such a table."""
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"no rates file {path}: give the path of a JSON file") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: expected an object of layer names and rates, got {type(data).__name__}")
+        if str(data.get("schema", "")).startswith("spikingformer-energy/"):
+            inputs = {r["name"]: r["input_rate"] for r in data["layers"] if r.get("input_rate") is not None}
+            attention = {a["name"]: (a["q_rate"], a["k_rate"], a["v_rate"]) for a in data.get("attention", [])}
+        else:
+            inputs = data.get("inputs", data if "attention" not in data else {})
+            attention = {name: tuple(rates) for name, rates in data.get("attention", {}).items()}
+        wrong = [f"{k}: {v!r}" for k, v in inputs.items() if not isinstance(v, (int, float)) or not v >= 0]
+        wrong += [f"{k}: {v!r}" for k, v in attention.items() if len(v) != 3]
+        if wrong:
+            raise ValueError(f"{path}: a rate is a number >= 0 (q, k, v: three of them), got {'; '.join(wrong[:3])}")
+        return cls(inputs, attention, source=f"rates file {path.name}")
+
+
+def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | None = None, **overrides: Any) -> Facts:
+    """Counts from shapes alone: dense and valid products, neuron updates; no events.
+
+    `model`: a registered name (`overrides` go to timm.create_model), or a module, which is copied to the meta device.
+    `input_shape`: of one sample, (C, H, W) or (T, C, H, W); by default what the model was made for. Models with two
+    input channels take event frames.
+    """
+    if isinstance(model, str):
+        known = timm.list_models(module=["spikingformer", "spikformer"])
+        if not timm.is_model(model):
+            raise ValueError(f"unknown model {model!r}: timm's registry has {', '.join(sorted(known)[:6])}, ...")
+        with torch.device("meta"):
+            module = timm.create_model(model, **overrides)
+        name = model
+    else:
+        module, name = copy.deepcopy(model).to("meta"), type(model).__name__
+    if input_shape is None:
+        if not isinstance(module, spikingformer.models.SpikingTransformer):
+            raise ValueError(f"{name} does not tell its input's shape: give input_shape=(C, H, W)")
+        c = module.config
+        picture = (c.in_chans, *c.img_size)
+        input_shape = (c.time_steps, *picture) if c.in_chans == 2 else picture
+    facts = count_operations(module, [torch.empty(1, *input_shape, device="meta")], name=name)
+    facts.source = "shapes only"
+    return facts
+
+
+def with_rates(static: Facts, rates: Rates) -> Facts:
+    """Expected counts of a model under given firing rates: events = rate x valid products.
+
+    Two spikes are taken to coincide independently (r_q r_k), and a sum of K such products to be nonzero with
+    1 - (1 - r_a r_b)^K. Analog inputs have rate 1 unless listed. Raises ValueError for a layer without a rate.
+    """
+    facts = copy.deepcopy(static)
+    facts.source = rates.source
+    missing = []
+    for p in facts.products:
+        if not p.weighted:
+            continue
+        rate = rates.inputs.get(p.name, 1.0 if p.kind == Kind.ANALOG else rates.default)
+        if rate is None:
+            missing.append(p.name)
+            continue
+        _fill(p.input, rate)
+        p.events = p.events_nonzero_weights = rate * p.valid
+    for a in facts.attentions:
+        listed = rates.attention.get(a.name)
+        qkv = listed if listed is not None else None if rates.default is None else (rates.default,) * 3
+        if qkv is None:
+            missing.append(f"{a.name} (q, k, v)")
+            continue
+        for operand, rate in zip((a.q, a.k, a.v), qkv, strict=True):
+            _fill(operand, rate)
+        _fill_attention(facts, a.name, qkv)
+    if missing:
+        raise ValueError(
+            f"no rate for {len(missing)} of the model's layers, first {', '.join(missing[:3])}: list them, "
+            "or assume one rate for all"
+        )
+    unknown = [n for n in rates.inputs if n not in {p.name for p in facts.products}]
+    if unknown and rates.default is None:
+        raise ValueError(f"rates name layers that the model does not have: {', '.join(unknown[:3])}")
+    return facts
+
+
+def _fill(operand: Operand, rate: float) -> None:
+    operand.nonzero = rate * operand.elements
+    operand.total = rate * operand.elements
+
+
+def _fill_attention(facts: Facts, name: str, qkv: tuple[float, ...]) -> None:
+    q, k, v = qkv
+    first, second = (p for p in facts.products if p.name.startswith(f"{name}:"))
+    a, b, c = (q, k, v) if first.role == "qk" else (k, v, q)
+    inner = first.in_shape[1]
+    density = 1 - (1 - a * b) ** inner
+    assert first.other is not None
+    assert second.other is not None
+    _fill(first.input, a)
+    _fill(first.other, b)
+    first.events = first.events_nonzero_weights = a * b * first.dense
+    left, right = (density, c) if first.role == "qk" else (c, density)
+    _fill(second.input, left)
+    _fill(second.other, right)
+    second.events = second.events_nonzero_weights = left * right * second.dense
