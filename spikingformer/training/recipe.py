@@ -17,6 +17,11 @@ class ModelSettings(Settings):
     depth: int | None = Field(default=None, ge=1, description="transformer blocks; null: the model's own")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads; null: the model's own")
     mlp_ratio: float | None = Field(default=None, gt=0, description="hidden width over width; null: the model's own")
+    pooled_stages: tuple[int, ...] | None = Field(
+        default=None, description="stem stages that halve the picture, counted from 0; null: the model's own"
+    )
+    tau: float | None = Field(default=None, ge=1, description="membrane time constant in steps; null: the model's own")
+    surrogate: str | None = Field(default=None, description="surrogate gradient; null: the model's own (sigmoid)")
     initial_checkpoint: str | None = Field(
         default=None, description="safetensors weights to start from (fine-tuning); null: random weights"
     )
@@ -119,7 +124,9 @@ def find_recipe(path: str) -> Path:
 
     hint = nearest(path, known)
     raise ValueError(
-        f"no recipe file {path!r}" + (f"; did you mean {hint}?" if hint else "") + " `spikingformer train --list` lists them."
+        f"no recipe file {path!r}"
+        + (f"; did you mean {hint}?" if hint else "")
+        + " `spikingformer train --list` lists them."
     )
 
 

@@ -1,0 +1,34 @@
+# Two targets carry a newcomer; both set up .venv first (about three minutes, once).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo-run
+
+.PHONY: demo test setup clean
+.DEFAULT_GOAL := demo
+
+setup: $(VENV)/.ready
+
+# The marker is written last: an interrupted set-up is never taken for whole.
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m spikingformer.native.build || true
+	touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/spikingformer train recipes/digits/spikingformer_cml.yaml --output $(DEMO)
+	$(BIN)/spikingformer evaluate $(DEMO)/best.safetensors
+	$(BIN)/spikingformer energy $(DEMO)/best.safetensors --data digits
+	$(BIN)/spikingformer report $(DEMO)
+	@echo; echo "The run's files are in $(DEMO)/; open $(DEMO)/report.html in a browser."
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist *.egg-info spikingformer/native/*.so

@@ -1,0 +1,65 @@
+"""`spikingformer models [GLOB]`: what is in the registry."""
+
+import argparse
+import json
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "models",
+        help="list the models, by a glob",
+        description="Lists the models of this package in timm's registry with size and shape.",
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help='a glob, for example "*cml_8*" (default: all)')
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import fnmatch
+
+    import timm
+    import torch
+
+    from spikingformer.models import VARIANTS
+
+    names = sorted(n for n in VARIANTS if fnmatch.fnmatch(n, args.pattern))
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; `spikingformer models` lists all {len(VARIANTS)}")
+    rows = []
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        c = VARIANTS[name]
+        rows.append(
+            {
+                "name": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "embed_dim": c.embed_dim,
+                "depth": c.depth,
+                "num_heads": c.num_heads,
+                "input": [c.in_chans, *c.img_size],
+                "num_classes": c.num_classes,
+                "time_steps": c.time_steps,
+                "tau": c.tau,
+            }
+        )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "parameters", "width", "depth", "heads", "input", "classes", "T", "tau"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for r in rows:
+        table.add_row(
+            r["name"],
+            f"{r['parameters']:,}",
+            *(str(r[k]) for k in ("embed_dim", "depth", "num_heads")),
+            "x".join(map(str, r["input"])),
+            *(str(r[k]) for k in ("num_classes", "time_steps", "tau")),
+        )
+    Console().print(table)
+    return 0
