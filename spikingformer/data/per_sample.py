@@ -1,0 +1,60 @@
+"""Transforms of one picture at a time, as the published runs use them: timm's and torchvision's, PIL in, tensor out."""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from spikingformer.data.settings import AugmentSettings, DataSettings
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+def training_transform(
+    data: DataSettings, augment: AugmentSettings, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Transform:
+    """Resized crop, shift, flip, RandAugment, normalise, erase; draws from the global generators."""
+    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision import transforms as T
+
+    size = data.image_size
+    steps: list[Callable] = [
+        RandomResizedCropAndInterpolation(size, augment.crop_scale, augment.crop_ratio, interpolation=data.interpolation)
+    ]
+    if augment.crop_padding:
+        steps.append(T.RandomCrop(size, padding=augment.crop_padding))
+    if augment.flip > 0:
+        steps.append(T.RandomHorizontalFlip(augment.flip))
+    if augment.rand_augment:
+        fill = tuple(min(255, round(255 * value)) for value in mean)
+        hints = {"translate_const": int(size * 0.45), "img_mean": fill}
+        try:
+            steps.append(rand_augment_transform(augment.rand_augment, hints))
+        except (AssertionError, KeyError, ValueError):
+            raise ValueError(
+                f"augment.rand_augment: got {augment.rand_augment!r}, expected timm's form such as rand-m9-mstd0.5-inc1"
+            ) from None
+    steps += [T.ToTensor(), T.Normalize(mean, std)]
+    if augment.erase_probability > 0:
+        steps.append(RandomErasing(augment.erase_probability, mode="pixel", device="cpu"))
+    return T.Compose(steps)
+
+
+def evaluation_transform(
+    size: int, channels: int, interpolation: str, crop_fraction: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Transform:
+    """Resize the shorter side to size / crop_fraction, centre crop, normalise."""
+    from torchvision import transforms as T
+
+    mode = {"bilinear": T.InterpolationMode.BILINEAR, "bicubic": T.InterpolationMode.BICUBIC}
+    return T.Compose(
+        [
+            T.Lambda(lambda picture: picture.convert("L" if channels == 1 else "RGB")),
+            T.Resize(int(size / crop_fraction), mode.get(interpolation, T.InterpolationMode.NEAREST)),
+            T.CenterCrop(size),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )

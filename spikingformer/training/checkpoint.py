@@ -1,0 +1,167 @@
+"""Model files: weights in safetensors with all that is needed to build the model and feed it.
+
+`load_model(path)` is the way in for every command; plain timm loads the same file with
+`timm.create_model(name, ..., checkpoint_path=path)`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikingformer.training.tensor_file import read_tensors, write_tensors
+
+FORMAT = "spikingformer-model-1"
+_KEY = "spikingformer"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about itself.
+
+    name, kwargs: arguments of timm.create_model. mean, std: per channel, for pictures scaled to [0, 1].
+    kind: "pictures" (B, C, H, W) or "events" (B, T, C, H, W). metrics: of the saved weights. source: how they were made.
+    """
+
+    name: str
+    kwargs: dict[str, Any]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_fraction: float = 1.0
+    kind: str = "pictures"
+    epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+    source: str = "trained"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns the model was made for, in pixels."""
+        size = self.kwargs["img_size"]
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def channels(self) -> int:
+        return int(self.kwargs["in_chans"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import platform
+    from importlib.metadata import version
+
+    import spikingformer
+
+    names = ("torch", "timm", "torchvision", "numpy", "safetensors")
+    return {
+        "spikingformer": spikingformer.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """timm.create_model with our models registered.
+
+    Raises:
+        ValueError: unknown name (names the nearest) or arguments the model refuses.
+    """
+    import difflib
+
+    import timm
+
+    import spikingformer  # noqa: F401 (registers the models)
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(
+            f"model.name: timm knows no model {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + " `spikingformer models` lists ours."
+        )
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"model {name}: {error}") from None
+
+
+def save_model(path: Path, weights: dict[str, torch.Tensor], info: ModelInfo) -> None:
+    """Writes a model file atomically."""
+    write_tensors(path, weights, {"format": "pt", _KEY: json.dumps({"format": FORMAT, **asdict(info)}, sort_keys=True)})
+
+
+def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
+    try:
+        values = json.loads(metadata[_KEY])
+        if values.pop("format") != FORMAT:
+            raise KeyError("format")
+        for name in ("class_names", "mean", "std"):
+            values[name] = tuple(values[name])
+        info = ModelInfo(**values)
+        _ = info.image_size, info.channels
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: a safetensors file, but not a model file of ours (no {FORMAT} description). "
+            "Files written by `spikingformer train` and `spikingformer convert` have one."
+        ) from None
+    return info
+
+
+def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """Weights and description, without building the model."""
+    tensors, metadata = read_tensors(Path(path))
+    return tensors, _parse_info(Path(path), metadata)
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Strict loading.
+
+    Raises:
+        ValueError: names that are missing, left over or of another shape; says how many and which first.
+    """
+    expected = model.state_dict()
+    problems = []
+    for title, names in (
+        ("missing", sorted(set(expected) - set(weights))),
+        ("left over", sorted(set(weights) - set(expected))),
+        ("of another shape", sorted(n for n in set(expected) & set(weights) if expected[n].shape != weights[n].shape)),
+    ):
+        if names:
+            first = names[0]
+            shapes = ""
+            if title == "of another shape":
+                shapes = f" (file {tuple(weights[first].shape)}, model {tuple(expected[first].shape)})"
+            problems.append(f"  {len(names)} {title}, first {first}{shapes}")
+    if problems:
+        raise ValueError(
+            f"{path}: weights of another model than {type(model).__name__} as built here:\n" + "\n".join(problems)
+            + "\nCheck model.name, embed_dim, depth and the number of classes."
+        )
+    model.load_state_dict(weights, strict=True)
+
+
+def load_model(path: str | Path, image_size: int | None = None) -> tuple[nn.Module, ModelInfo]:
+    """The model of a file, in eval mode on the CPU, and its description.
+
+    Args:
+        path: best.safetensors or last.safetensors of a run, or a converted file.
+        image_size: build it for another picture size, pixels; None: the one it was trained with.
+
+    Raises:
+        ValueError: missing, truncated, damaged, not a model file, or weights that do not fit their description.
+    """
+    weights, info = read_model_file(path)
+    kwargs = dict(info.kwargs)
+    if image_size is not None:
+        kwargs["img_size"] = image_size
+    if "drop_path_rate" in kwargs:
+        kwargs["drop_path_rate"] = 0.0
+    model = create_model(info.name, kwargs)
+    load_weights(model, weights, path)
+    return model.eval(), info
