@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = Table(box=None, pad_edge=False)
     for column in ("name", "parameters", "width", "depth", "heads", "input", "classes", "T", "tau"):
-        table.add_column(column, justify="left" if column == "name" else "right")
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for r in rows:
         table.add_row(
             r["name"],
@@ -61,5 +61,8 @@ def run(args: argparse.Namespace) -> int:
             "x".join(map(str, r["input"])),
             *(str(r[k]) for k in ("num_classes", "time_steps", "tau")),
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width: do not cut names
+    console.print(table)
     return 0
