@@ -1,0 +1,107 @@
+"""Layers against what they stand for: repeated pictures, the two pools' gradients, attention in both orders."""
+
+import pytest
+import torch
+from torch import nn
+
+from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, from_heads, max_pool, spike_attention, to_heads
+
+D = torch.float64
+
+
+@pytest.mark.parametrize("pool", [None, "cml", "sps"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_picture_that_stands_for_t_copies(pool, training):
+    torch.manual_seed(0)
+    once = ConvBNLIF(3, 8, 3, pool=pool).to(D).train(training)
+    copies = ConvBNLIF(3, 8, 3, pool=pool).to(D).train(training)
+    copies.load_state_dict(once.state_dict())
+    x = torch.randn(1, 2, 3, 9, 7, dtype=D)
+    a = x.clone().requires_grad_()
+    b = x.clone().requires_grad_()
+    out = once(a, repeats=4)
+    want = copies(b.expand(4, -1, -1, -1, -1))
+    assert torch.equal(out, want)
+    assert 0 < want.mean() < 1
+    weight = torch.randn_like(want)
+    (out * weight).sum().backward()
+    (want * weight).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+    for p, q in zip(once.parameters(), copies.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    for (key, p), q in zip(once.named_buffers(), copies.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14, msg=key)
+
+
+def test_cml_gradient_goes_to_the_largest_current_and_sps_to_the_first_spike():
+    currents = torch.tensor([[2.0, 3.0], [2.5, 9.0]], dtype=D)[None, None, None]  # all fire; 9.0 is the maximum
+    unit = ConvBNLIF(1, 1).to(D)
+
+    def routed(order: str) -> torch.Tensor:
+        x = currents.clone().requires_grad_()
+        s = unit.lif(max_pool(x)) if order == "cml" else max_pool(unit.lif(x))
+        s.sum().backward()
+        return x.grad.flatten().nonzero().flatten()
+
+    assert routed("cml").tolist() == [3]
+    assert routed("sps").tolist() == [0]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_attention_orders_agree_exactly_on_spikes(heads):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.rand(3, 2, 16, 5, 4, generator=generator, dtype=D).gt(0.6).to(D) for _ in range(3))
+    heads_of = [to_heads(x, heads) for x in (q, k, v)]
+    assert heads_of[0].shape == (3, 2, heads, 20, 16 // heads)
+    a, b = (spike_attention(*heads_of, 0.125, order) for order in ("qk", "kv"))
+    assert torch.equal(a, b)
+    want = torch.zeros(20, 16 // heads, dtype=D)
+    one_q, one_k, one_v = (h[1, 1, 0] for h in heads_of)
+    for n in range(20):
+        for m in range(20):
+            want[n] += (one_q[n] * one_k[m]).sum() * one_v[m] * 0.125
+    assert torch.equal(a[1, 1, 0], want)
+    assert a.max() > 0
+
+
+def test_heads_round_trip():
+    x = torch.randn(2, 3, 12, 4, 5)
+    assert torch.equal(from_heads(to_heads(x, 3), (4, 5)), x)
+    assert torch.equal(to_heads(x, 3)[1, 2, 0, 7], x[1, 2, :4, 1, 2]), "tokens run row by row, heads take neighbours"
+
+
+def test_product_over_time_is_the_product_of_each_step():
+    layer = ConvBN(4, 6, 3).to(D).eval()
+    x = torch.randn(3, 2, 4, 5, 5, dtype=D)
+    torch.testing.assert_close(layer(x)[1], layer(x[1:2])[0], rtol=1e-12, atol=1e-12)
+
+
+def test_cumulative_average_batch_norm_is_left_alone():
+    layer = ConvBN(3, 4).to(D).train()
+    layer.bn.momentum = None
+    layer(torch.randn(1, 2, 3, 4, 4, dtype=D), repeats=4)
+    assert layer.bn.num_batches_tracked == 1
+
+
+def test_drop_path_keeps_the_mean():
+    drop = DropPath(0.25).train()
+    x = torch.ones(2, 4000, 1, dtype=D)
+    torch.manual_seed(0)
+    y = drop(x)
+    assert torch.equal(y[0], y[1])
+    assert set(y.unique().tolist()) == {0.0, 1 / 0.75}
+    assert y.mean().item() == pytest.approx(1, abs=0.04)
+    with pytest.raises(ValueError, match=r"drop_path_rate must lie in \[0, 1\), got 1"):
+        DropPath(1.0)
+
+
+def test_unknown_pool():
+    with pytest.raises(ValueError, match="pool must be one of"):
+        ConvBNLIF(3, 4, pool="avg")
+
+
+def test_modules_are_plain_torch():
+    """What export, pruning and energy counting rely on: a standard convolution and BatchNorm inside."""
+    unit = ConvBNLIF(3, 4, 3)
+    assert isinstance(unit.conv, nn.Conv2d)
+    assert isinstance(unit.bn, nn.BatchNorm2d)
