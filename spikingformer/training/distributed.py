@@ -1,0 +1,80 @@
+"""One process of several: torchrun's or SLURM's environment, collective sums, one process that speaks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run. local_rank: on this machine; restarts: by torchrun after a failure."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    restarts: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def read_world(environment: dict[str, str] | None = None) -> World:
+    """torchrun's variables, else SLURM's (several tasks), else a single process.
+
+    Raises:
+        ValueError: SLURM with several tasks but no MASTER_ADDR.
+    """
+    env = dict(os.environ) if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return World(
+            int(env["RANK"]),
+            int(env["WORLD_SIZE"]),
+            int(env.get("LOCAL_RANK", "0")),
+            int(env.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        )
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        if "MASTER_ADDR" not in env:
+            raise ValueError(
+                f"SLURM started {env['SLURM_NTASKS']} tasks, but MASTER_ADDR is not set: export MASTER_ADDR="
+                "$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) and MASTER_PORT=29500 in the job script"
+            )
+        return World(
+            int(env["SLURM_PROCID"]),
+            int(env["SLURM_NTASKS"]),
+            int(env.get("SLURM_LOCALID", "0")),
+            int(env.get("SLURM_RESTART_COUNT", "0")),
+        )
+    return World()
+
+
+@contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """Joins the other processes inside the block (nothing for a single one)."""
+    if world.size == 1:
+        yield
+        return
+    os.environ.setdefault("RANK", str(world.rank))
+    os.environ.setdefault("WORLD_SIZE", str(world.size))
+    os.environ.setdefault("MASTER_PORT", "29500")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_processes(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Element-wise sum over all processes (float64 sums of counts are exact)."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()

@@ -1,0 +1,88 @@
+"""A run's folder: one writer at a time, how the run was made, its curves and its checkpoints."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spikingformer.training.atomic import write_atomic
+from spikingformer.training.checkpoint import versions
+from spikingformer.training.recipe import Recipe, save_recipe
+from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
+
+RECIPE_FILE, RUN_FILE, METRICS_FILE, LOCK_FILE = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
+BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder. The system lets go when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK_FILE, "a+")  # noqa: SIM115 (held for the whole block)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --output") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder}: another run is writing there ({file.read().strip() or 'unknown process'}); "
+                "choose another --output or wait for it"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def has_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (STATE_FILE, PREVIOUS_FILE, RECIPE_FILE))
+
+
+def start_run(folder: Path, recipe: Recipe) -> None:
+    """Writes how the run is made: the whole recipe, the command, versions and machine."""
+    save_recipe(recipe, folder / RECIPE_FILE)
+    description = {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+    write_atomic(folder / RUN_FILE, json.dumps(description, indent=2).encode())
+
+
+class MetricsFile:
+    """metrics.jsonl: one record a line. A resumed run drops what an earlier attempt wrote beyond its state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / METRICS_FILE
+
+    def drop_after(self, global_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # a line cut off by a kill
+                continue
+            if record.get("global_step", 0) <= global_step:
+                kept.append(line)
+        write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
+
+    def write(self, record: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
