@@ -2,19 +2,32 @@
 
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
 from .metadata import ExportMetadata, Preprocessing, describe
+from .nir_file import NotInNIR, export_nir
 from .observe import observed_spikes
 from .onnx_file import export_onnx
 from .prepare import ExportReport
+from .runtime import Predictor, StepPredictor, load_predictor
+from .torch_file import export_aot, export_torch
+from .weights_file import export_weights, load_weights
 
 __all__ = [
     "ExportMetadata",
     "ExportReport",
     "FoldCheck",
+    "NotInNIR",
+    "Predictor",
     "Preprocessing",
+    "StepPredictor",
     "check_fold",
     "describe",
+    "export_aot",
+    "export_nir",
     "export_onnx",
+    "export_torch",
+    "export_weights",
     "fold_batch_norm",
     "is_folded",
+    "load_predictor",
+    "load_weights",
     "observed_spikes",
 ]

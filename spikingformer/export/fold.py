@@ -55,7 +55,7 @@ def fold_batch_norm(model: Model) -> Model:
         weight, bias = folded_convolution(product.conv, product.bn)
         product.conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
         product.conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        product.bn = nn.Identity()
+        product.bn = nn.Identity()  # type: ignore[assignment]
     return folded.eval()
 
 
@@ -65,7 +65,7 @@ def without_batch_norm(model: Model) -> Model:
         conv = product.conv
         if conv.bias is None:
             conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
-        product.bn = nn.Identity()
+        product.bn = nn.Identity()  # type: ignore[assignment]
     return model
 
 

@@ -30,7 +30,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """What an exported file carries. Written as strings (JSON for the structured fields), read back by `from_strings`."""
+    """What an exported file carries; written as strings (JSON where structured), read back by `from_strings`."""
 
     model: str  # timm name
     config: dict[str, Any]  # ModelConfig, field by field
@@ -51,6 +51,11 @@ class ExportMetadata:
         return {_PREFIX + k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
     @classmethod
+    def keys(cls) -> list[str]:
+        """The keys that `to_strings` writes."""
+        return [_PREFIX + f.name for f in fields(cls)]
+
+    @classmethod
     def from_strings(cls, strings: Mapping[str, str], path: str | Path = "this file") -> Self:
         """The inverse of `to_strings`. Raises ValueError where the file was not written by `spikingformer export`."""
         found = {k.removeprefix(_PREFIX): v for k, v in strings.items() if k.startswith(_PREFIX)}
@@ -66,7 +71,9 @@ class ExportMetadata:
                 f"checkpoint again with spikingformer {spikingformer.__version__}"
             )
         plain = {"model", "input", "checkpoint_sha256", "kind", "package_version", "format_version"}
-        values = {f.name: found[f.name] if f.name in plain else json.loads(found[f.name]) for f in fields(cls)}
+        values: dict[str, Any] = {
+            f.name: found[f.name] if f.name in plain else json.loads(found[f.name]) for f in fields(cls)
+        }
         values["preprocessing"] = Preprocessing(**{k: _tuples(v) for k, v in values["preprocessing"].items()})
         values["class_names"] = tuple(values["class_names"])
         values["config"] = {k: _tuples(v) for k, v in values["config"].items()}
@@ -78,7 +85,9 @@ class ExportMetadata:
 
     def create_model(self) -> SpikingTransformer:
         """The model that was exported, with fresh weights."""
-        return timm.create_model(self.model, **self.config)
+        model = timm.create_model(self.model, **self.config)
+        assert isinstance(model, SpikingTransformer)
+        return model
 
 
 def describe(
@@ -125,7 +134,7 @@ def _timm_name(model: SpikingTransformer) -> str:
     if cfg is not None and cfg.get("architecture") in VARIANTS:
         return str(cfg["architecture"])
     for name, variant in VARIANTS.items():
-        if name.startswith(model.family() + "_") and variant == model.config:
+        if name.startswith(type(model).__name__.lower() + "_") and variant == model.config:
             return name
     raise ValueError(
         f"this {type(model).__name__} was not made by timm.create_model, so its file could not say how to build it "

@@ -1,7 +1,6 @@
 """ONNX: the whole model with its time steps unrolled, or one time step with explicit state."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,14 +37,12 @@ def export_onnx(
     """
     require("onnx", "onnxscript")
     target = checked_target(path, ".onnx")
-    prepared = prepare(model, example, metadata, check)
-    prepared = replace(prepared, metadata=replace(prepared.metadata, streaming=streaming))
+    prepared = prepare(model, example, metadata, check, streaming)
     batch = torch.export.Dim("batch")
     inputs: tuple[Tensor, ...]
     graph: WholeModel | OneStep
     if streaming:
-        x = prepared.example
-        frame = x[:, 0] if x.ndim == 5 else x
+        frame = prepared.frame()
         graph = OneStep(prepared.model, spikes)
         with use_backend("reference"):
             inputs = (frame, *start_of_stream(prepared.model, frame))

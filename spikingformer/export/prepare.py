@@ -46,6 +46,10 @@ class Prepared:
     metadata: ExportMetadata
     fold: FoldCheck | None
 
+    def frame(self) -> Tensor:
+        """The first time step of the example, (B, C, H, W)."""
+        return self.example[:, 0] if self.example.ndim == 5 else self.example
+
     def report(self, path: Path, size_bytes: int | None = None, logit_difference: float | None = None) -> ExportReport:
         size = path.stat().st_size if size_bytes is None else size_bytes
         return ExportReport(path, size, self.metadata, self.fold, logit_difference)
@@ -66,6 +70,7 @@ def prepare(
     example: Tensor | None,
     metadata: ExportMetadata | None,
     check: bool = True,
+    streaming: bool = False,
 ) -> Prepared:
     """Folds `model` and checks the fold on one sample of `example` in float64.
 
@@ -89,6 +94,10 @@ def prepare(
         )
     if x.ndim == 5:
         described = replace(described, input="events", time_steps=x.shape[1])
+    described = replace(described, streaming=streaming)
+    size = (x.shape[-2], x.shape[-1])
+    if size != described.preprocessing.size:
+        described = replace(described, preprocessing=replace(described.preprocessing, size=size))
     return Prepared(folded.float().cpu().eval(), x if len(x) > 1 else torch.cat([x, x]), described, fold)
 
 

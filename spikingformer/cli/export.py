@@ -1,0 +1,88 @@
+"""`spikingformer export`: a checkpoint to a file that runs elsewhere."""
+
+import argparse
+import json
+from pathlib import Path
+
+FORMATS = ("onnx", "torch", "nir", "weights")
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2", "nir": ".nir", "weights": ".safetensors"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a trained model as ONNX, torch.export, NIR or folded weights",
+        description="Folds BatchNorm (checked in float64), writes the model in another format, and runs the file once "
+        "to compare. Every file carries its preprocessing, class names, time steps and the checkpoint's hash; "
+        "`spikingformer predict` runs it.",
+    )
+    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
+    parser.add_argument(
+        "--streaming", action="store_true", help="onnx, torch: one time step, with the state as inputs and outputs"
+    )
+    parser.add_argument("--spikes", action="store_true", help="onnx: the spikes of every layer as further outputs")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch: compiled for this processor (AOTInductor; needs a C++ compiler)"
+    )
+    parser.add_argument("--part", default="", help="nir: the module to write, for example blocks.0.mlp")
+    parser.add_argument("--no-check", action="store_true", help="skip the comparison of the file with the model")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from spikingformer.export import checkpoint, export_aot, export_nir, export_onnx, export_torch, export_weights
+
+    _refuse_what_the_format_lacks(args)
+    source = Path(args.checkpoint)
+    target = Path(args.output) if args.output else _beside(source, args)
+    if target.resolve() == source.resolve():
+        raise ValueError(f"the output would overwrite the checkpoint {source}: name another file with -o")
+    model, metadata = checkpoint.load_checkpoint(source)
+    check = not args.no_check
+    if args.to == "onnx":
+        report = export_onnx(
+            model, target, metadata=metadata, streaming=args.streaming, spikes=args.spikes, check=check
+        )
+    elif args.to == "torch":
+        write = export_aot if args.compile else export_torch
+        report = write(model, target, metadata=metadata, streaming=args.streaming, check=check)
+    elif args.to == "weights":
+        report = export_weights(model, target, metadata=metadata, check=check)
+    else:
+        report = export_nir(model, target, part=args.part, metadata=metadata)
+    summary = {"format": args.to, **report.summary()}
+    if args.json:
+        print(json.dumps(summary, indent=2))
+        return 0
+    print(f"{report.path}  {report.size_bytes / 1e6:.2f} MB  {metadata.model}, T={metadata.time_steps}")
+    if report.fold is not None:
+        print(
+            f"BatchNorm folded: {report.fold.spikes_different} of {report.fold.spikes} neuron updates differ in "
+            f"float64, logits by at most {report.fold.logit_difference:.1e}"
+        )
+    if report.logit_difference is not None:
+        print(f"run once on random input: logits differ from the model's by at most {report.logit_difference:.1e}")
+    return 0
+
+
+def _refuse_what_the_format_lacks(args: argparse.Namespace) -> None:
+    for flag, formats in (
+        ("streaming", ("onnx", "torch")),
+        ("spikes", ("onnx",)),
+        ("compile", ("torch",)),
+        ("part", ("nir",)),
+    ):
+        if getattr(args, flag) and args.to not in formats:
+            raise ValueError(f"--{flag} is for --to {' and '.join(formats)}, got --to {args.to}: leave it away")
+
+
+def _beside(source: Path, args: argparse.Namespace) -> Path:
+    name = source.stem
+    if args.to == "weights":
+        name += "-folded"
+    if args.streaming:
+        name += "-step"
+    return source.with_name(name + SUFFIX[args.to])

@@ -1,0 +1,41 @@
+"""A run's checkpoint as export sees it: the model, and what an exported file must say of it."""
+
+import hashlib
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from spikingformer.models import SpikingTransformer
+from spikingformer.training.checkpoint import load_model
+
+from .metadata import ExportMetadata, Preprocessing, describe, read_safetensors_metadata
+
+_TRAINING_KEY = "spikingformer"  # where a checkpoint keeps its description; exported files use "spikingformer.*"
+
+
+def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
+    """(model in eval mode on the CPU, metadata) of a checkpoint.
+
+    Raises ValueError for a missing or damaged file, and for a model that is not one of ours.
+    """
+    model, info = load_model(path)
+    if not isinstance(model, SpikingTransformer):
+        raise ValueError(f"{path} holds {info.name}, which is not a spiking model of ours: export takes those only")
+    preprocessing = Preprocessing(
+        info.image_size, tuple(info.mean), tuple(info.std), info.interpolation, info.crop_fraction
+    )
+    return model, describe(model, info.class_names, file_sha256(path), preprocessing)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a safetensors file was written by training rather than by export."""
+    try:
+        return _TRAINING_KEY in read_safetensors_metadata(path)
+    except (SafetensorError, OSError):
+        return False
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
