@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 ISA_VARIABLE = "SPIKINGFORMER_NATIVE_ISA"
+KEEP_VARIABLE = "SPIKINGFORMER_KEEP_MEMORY"  # "0": leave the C library's allocator as it is
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         why = record.get("error", "it has not been built; run `python -m spikingformer.native.build`")
         return None, f"no compiled library: {why}"
     try:
-        return ctypes.CDLL(str(path)), ""
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path} cannot be loaded: {error}"
+    if os.environ.get(KEEP_VARIABLE, "1") != "0":
+        library.spk_keep_freed_memory()
+    return library, ""
 
 
 @lru_cache(maxsize=1)

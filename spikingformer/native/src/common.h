@@ -168,7 +168,18 @@ template <class E> SPK_INLINE void put_part(typename E::type* p, typename E::Ari
   memcpy(p, copy, n * sizeof(typename E::type));
 }
 
-// exp by range reduction to |r| <= ln(2)/2 and a Taylor polynomial; relative error below 2 ulp on the clamped range.
+SPK_INLINE Float::Vector multiply_add(Float::Vector a, Float::Vector b, Float::Vector c) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Float::Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SPK_VECTOR_BYTES == 32 && defined(__FMA__)
+  return (Float::Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+SPK_INLINE Double::Vector multiply_add(Double::Vector a, Double::Vector b, Double::Vector c) { return a * b + c; }
+
+// exp by range reduction to |r| <= ln(2)/2 and a Taylor polynomial; relative error below 2e-7 (fp32).
 SPK_INLINE Float::Vector exponential(Float::Vector x) {
   typedef Float A;
   x = select<A>(x > splat<A>(88.f), splat<A>(88.f), x);
@@ -177,14 +188,13 @@ SPK_INLINE Float::Vector exponential(Float::Vector x) {
   A::Vector shifted = x * 1.44269504088896341f + magic;
   A::Vector n = shifted - magic;
   A::Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  A::Vector p = splat<A>(1.f / 5040);
-  p = p * r + 1.f / 720;
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
+  A::Vector p = splat<A>(1.f / 720);
+  p = multiply_add(p, r, splat<A>(1.f / 120));
+  p = multiply_add(p, r, splat<A>(1.f / 24));
+  p = multiply_add(p, r, splat<A>(1.f / 6));
+  p = multiply_add(p, r, splat<A>(0.5f));
+  p = multiply_add(p, r, splat<A>(1.f));
+  p = multiply_add(p, r, splat<A>(1.f));
   A::Integer k = (A::Integer)shifted - 0x4b400000;
   return (A::Vector)((A::Integer)p + (k << 23));
 }
@@ -291,6 +301,14 @@ SPK_INLINE Range my_share(long n, long grain) {
 }
 SPK_INLINE long minimum(long a, long b) { return a < b ? a : b; }
 SPK_INLINE long maximum(long a, long b) { return a > b ? a : b; }
+
+#define SPK_INLINE_LAMBDA __attribute__((always_inline))
+// f(i, lanes) over n elements in whole vectors, then once with what is left.
+template <long L, class F> SPK_INLINE void for_each_vector(long n, F&& f) {
+  long i = 0;
+  for (; i + L <= n; i += L) f(i, L);
+  if (i < n) f(i, n - i);
+}
 
 // Aligned scratch memory of one call.
 struct Scratch {

@@ -12,3 +12,15 @@ extern "C" __attribute__((visibility("default"))) int spk_cpu_supports(const cha
 #endif
   return !strcmp(isa, "portable") || !strcmp(isa, "neon");
 }
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+// Freed blocks stay with the process: mapping fresh pages for every activation costs more than computing on it.
+extern "C" __attribute__((visibility("default"))) void spk_keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 2000000000);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr long kBlock = 2048;  // neurons walked together over time: their v (8 KB in fp32) stays in L1
+constexpr long kBlock = 2048;  // neurons in one unit of work
 
 template <class S> SPK_INLINE void fill(S* p, S value, long n) {
   for (long i = 0; i < n; i++) p[i] = value;
@@ -27,24 +27,37 @@ void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_strid
   const long T = args.steps;
 #pragma omp parallel num_threads(threads) if (n * T > 32768)
   {
-    S v[kBlock + L];
+    const Neuron<A> local = neuron;  // a copy that no store can alias: its constants stay in registers
+    constexpr long U = 4;            // vectors whose membranes stay in registers over all time steps
     Range mine = my_share(n, kBlock);
-    for (long i0 = mine.begin; i0 < mine.end; i0 += kBlock) {
-      long count = minimum(kBlock, mine.end - i0);
-      if (v0) memcpy(v, v0 + i0, count * sizeof(S));
-      else fill(v, neuron.v_rest, count);
+    long i = mine.begin;
+    for (; i + U * L <= mine.end; i += U * L) {
+      V v[U];
+      for (long j = 0; j < U; j++) v[j] = v0 ? load<A>(v0 + i + j * L) : splat<A>(local.v_rest);
       for (long t = 0; t < T; t++) {
-        const typename E::type* xt = x + t * x_stride + i0;
-        typename E::type* st = spikes + t * n + i0;
-        for (long i = 0; i < count; i += L) {
-          long m = minimum(L, count - i);
-          V h = neuron.charge(load<A>(v + i), get_part<E>(xt + i, m));
-          auto fired = neuron.fires(h);
-          put_part<E>(st + i, only_where<A>(fired, splat<A>(1)), m);
-          store<A>(v + i, neuron.reset(h, fired));
+        const typename E::type* xt = x + t * x_stride + i;
+        typename E::type* st = spikes + t * n + i;
+#pragma GCC unroll 4
+        for (long j = 0; j < U; j++) {
+          V h = local.charge(v[j], E::get(xt + j * L));
+          auto fired = local.fires(h);
+          E::put(st + j * L, only_where<A>(fired, splat<A>(1)));
+          v[j] = local.reset(h, fired);
         }
       }
-      if (v_last) memcpy(v_last + i0, v, count * sizeof(S));
+      if (v_last)
+        for (long j = 0; j < U; j++) store<A>(v_last + i + j * L, v[j]);
+    }
+    for (; i < mine.end; i += L) {
+      long m = minimum(L, mine.end - i);
+      V v = v0 ? load_part<A>(v0 + i, m) : splat<A>(local.v_rest);
+      for (long t = 0; t < T; t++) {
+        V h = local.charge(v, get_part<E>(x + t * x_stride + i, m));
+        auto fired = local.fires(h);
+        put_part<E>(spikes + t * n + i, only_where<A>(fired, splat<A>(1)), m);
+        v = local.reset(h, fired);
+      }
+      if (v_last) store_part<A>(v_last + i, v, m);
     }
   }
 }
@@ -58,9 +71,10 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  const long block = maximum(L * 4, minimum(kBlock, 8192 / maximum(T, 1)) / L * L);
+  const long block = maximum(L * 4, minimum(kBlock, 4096 / maximum(T, 1)) / L * L);  // h of a block stays in L1
 #pragma omp parallel num_threads(threads) if (n * T > 16384)
   {
+    const Neuron<A> local = neuron;  // a copy that no store can alias: its constants stay in registers
     Scratch scratch((T + 1) * block * sizeof(S));
     S* h_all = scratch.as<S>();
     S* carry = h_all + T * block;  // v on the way forward, gradient of v on the way back
@@ -68,28 +82,27 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
     for (long i0 = mine.begin; i0 < mine.end; i0 += block) {
       long count = minimum(block, mine.end - i0);
       if (v0) memcpy(carry, v0 + i0, count * sizeof(S));
-      else fill(carry, neuron.v_rest, count);
+      else fill(carry, local.v_rest, count);
       for (long t = 0; t < T; t++) {
         const typename E::type* xt = x + t * x_stride + i0;
-        for (long i = 0; i < count; i += L) {
-          V h = neuron.charge(load<A>(carry + i), get_part<E>(xt + i, minimum(L, count - i)));
+        for_each_vector<L>(count, [&](long i, long m) SPK_INLINE_LAMBDA {
+          V h = local.charge(load<A>(carry + i), get_part<E>(xt + i, m));
           store<A>(h_all + t * block + i, h);
-          store<A>(carry + i, neuron.reset(h, neuron.fires(h)));
-        }
+          store<A>(carry + i, local.reset(h, local.fires(h)));
+        });
       }
       if (grad_v_last) memcpy(carry, grad_v_last + i0, count * sizeof(S));
       else memset(carry, 0, block * sizeof(S));
       for (long t = T - 1; t >= 0; t--) {
         const typename E::type* gt = grad_spikes + t * n + i0;
         typename E::type* ot = grad_x + t * n + i0;
-        for (long i = 0; i < count; i += L) {
-          long m = minimum(L, count - i);
-          V grad_h = neuron.template grad_charge<kind>(load<A>(h_all + t * block + i),
+        for_each_vector<L>(count, [&](long i, long m) SPK_INLINE_LAMBDA {
+          V grad_h = local.template grad_charge<kind>(load<A>(h_all + t * block + i),
                                                                        get_part<E>(gt + i, m), load<A>(carry + i));
-          V share = neuron.over_tau(grad_h);
-          put_part<E>(ot + i, neuron.decay ? share : grad_h, m);
+          V share = local.over_tau(grad_h);
+          put_part<E>(ot + i, local.decay ? share : grad_h, m);
           store<A>(carry + i, grad_h - share);
-        }
+        });
       }
       if (grad_v0) memcpy(grad_v0 + i0, carry, count * sizeof(S));
     }

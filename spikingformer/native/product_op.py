@@ -1,0 +1,233 @@
+"""Products of spikes and weights in float32: a row of weights is added for each spike, silence costs nothing.
+
+N: images (time steps times batch), C, O: channels in and out, H, W: rows and columns, M: tokens.
+Spikes are packed to one bit each; for the backward only the bits are kept. Each call counts its spikes and takes the
+dense product instead where the firing rate is above the measured crossing, or where the input holds anything but 0
+and 1.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .library import available_isas, current_isa, kernel, threads
+
+MAX_CHANNELS = 65535  # places of spikes are 16-bit numbers
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Firing rates above which the dense product is faster (0 to 1)."""
+
+    forward: float
+    weight_gradient: float
+
+
+# Measured by benchmarks/cpu_kernels.py --crossing (2 threads, EPYC 9005, torch 2.15; M = 8192 tokens or 16x16x64
+# images, widths 192 to 1536): the rate at which medians of spike and dense product meet, rounded down. The dense
+# product of these processors is oneDNN's or MKL's with the same instruction set.
+CROSSINGS = {
+    ("avx512", 1): Crossing(0.30, 0.30),
+    ("avx512", 3): Crossing(0.30, 0.30),
+    ("avx2", 1): Crossing(0.40, 0.40),
+    ("avx2", 3): Crossing(0.40, 0.40),
+    ("portable", 1): Crossing(0.15, 0.15),
+    ("portable", 3): Crossing(0.15, 0.15),
+    ("neon", 1): Crossing(0.15, 0.15),
+    ("neon", 3): Crossing(0.15, 0.15),
+}
+
+
+@dataclass
+class PackedSpikes:
+    """Spikes as bits. `bits` (N * H * W, ceil(C / 64)) int64; `shape` is (N, C, H, W)."""
+
+    bits: Tensor
+    shape: tuple[int, int, int, int]
+    ones: int
+    binary: bool  # False: the input held something else than 0 and 1, and the bits are not its content
+
+    @property
+    def rate(self) -> float:
+        """Share of ones, 0 to 1."""
+        n, c, h, w = self.shape
+        return self.ones / max(n * c * h * w, 1)
+
+    def unpack(self) -> Tensor:
+        """The spikes as float32 (N, C, H, W), channels last in memory."""
+        n, c, h, w = self.shape
+        out = torch.empty(n, h, w, c)
+        if out.numel():
+            kernel("unpack_spikes", "pllpi")(self.bits.data_ptr(), n * h * w, c, out.data_ptr(), threads())
+        return out.permute(0, 3, 1, 2)
+
+
+def pack_spikes(s: Tensor) -> PackedSpikes:
+    """Packs float32 spikes (N, C, H, W), best channels last in memory, and counts them on the way."""
+    n, c, h, w = s.shape
+    tokens = s.permute(0, 2, 3, 1).contiguous()
+    bits = torch.empty(n * h * w, (c + 63) // 64, dtype=torch.int64)
+    counts = torch.zeros(2, dtype=torch.int64)
+    if tokens.numel():
+        kernel("pack_spikes", "pllpppi")(
+            tokens.data_ptr(), n * h * w, c, bits.data_ptr(), counts.data_ptr(), counts.data_ptr() + 8, threads()
+        )
+    ones, wrong = counts.tolist()
+    return PackedSpikes(bits, (n, c, h, w), ones, wrong == 0)
+
+
+_packed_weights: dict[tuple[int, str], tuple[weakref.ref, int, int, Tensor]] = {}
+
+
+def packed_weight(weight: Tensor) -> Tensor:
+    """`weight` (O, C, k, k), k 1 or 3, in the kernels' layout; kept until the tensor changes or goes away."""
+    isa = current_isa()
+    key = (id(weight), isa)
+    found = _packed_weights.get(key)
+    if found and found[0]() is weight and found[1] == weight._version and found[2] == weight.data_ptr():
+        return found[3]
+    o, c, k, _ = weight.shape
+    one_tap_stride = k == 1 or weight.stride(2) == 3 * weight.stride(3)
+    weight_source = weight if one_tap_stride else weight.contiguous()
+    size = torch.zeros(1, dtype=torch.int64)
+    kernel("packed_size", "lllp")(o, c, k * k, size.data_ptr())
+    packed = torch.empty(int(size))
+    kernel("pack_weight", "pllllllpi")(
+        weight_source.data_ptr(), weight_source.stride(0), weight_source.stride(1), weight_source.stride(3), o, c,
+        k * k, packed.data_ptr(), threads(),
+    )  # fmt: skip
+    if isinstance(weight, torch.nn.Parameter):
+        _packed_weights[key] = (
+            weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), weight._version, weight.data_ptr(), packed,
+        )  # fmt: skip
+    return packed
+
+
+def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of packed spikes and weight (O, C, k, k): (N, O, H, W), channels last in memory."""
+    n, c, h, w = spikes.shape
+    o, _, k, _ = weight.shape
+    out = torch.empty(n, h, w, o)
+    if out.numel():
+        shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
+        b = None if bias is None else bias.contiguous()
+        packed = packed_weight(weight)  # held here: the kernel sees only its address
+        kernel("product_forward", "pppplllllli")(
+            spikes.bits.data_ptr(), packed.data_ptr(), None if b is None else b.data_ptr(),
+            out.data_ptr(), *shape, c, o, k * k, threads(),
+        )  # fmt: skip
+    return out.permute(0, 3, 1, 2)
+
+
+def product_weight_gradient(spikes: PackedSpikes, grad: Tensor, kernel_size: int) -> Tensor:
+    """Gradient (O, C, k, k) of the weight from grad (N, O, H, W)."""
+    n, c, h, w = spikes.shape
+    o, k = grad.shape[1], kernel_size
+    tokens = grad.permute(0, 2, 3, 1).contiguous()
+    out = torch.empty(k, k, c, o) if tokens.numel() and c else torch.zeros(k, k, c, o)
+    if tokens.numel() and c:
+        shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
+        kernel("product_weight_gradient", "ppplllllli")(
+            spikes.bits.data_ptr(), tokens.data_ptr(), out.data_ptr(), *shape, c, o, k * k, threads()
+        )
+    return out.permute(3, 2, 0, 1)
+
+
+def _dense_forward(s: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(s, weight, bias, padding=weight.shape[2] // 2)
+
+
+def _dense_weight_gradient(s: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    if weight.shape[2] == 3:
+        return torch.ops.aten.convolution_backward(
+            grad, s, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+        )[1]
+    tokens = s.permute(0, 2, 3, 1).flatten(0, 2)
+    return (grad.permute(0, 2, 3, 1).flatten(0, 2).T @ tokens)[:, :, None, None]
+
+
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    if weight.shape[2] == 3:  # oneDNN's forward is faster than its backward and computes the same
+        flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(grad, flipped, padding=1)
+    return (grad.permute(0, 2, 3, 1) @ weight[:, :, 0, 0]).permute(0, 3, 1, 2)
+
+
+class _SpikeProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        spikes = pack_spikes(s)
+        crossing = CROSSINGS[current_isa(), weight.shape[2]]
+        ctx.spikes, ctx.sparse_gradient = spikes, spikes.binary and spikes.rate <= crossing.weight_gradient
+        ctx.has_bias = bias is not None
+        # The bits stand for the spikes, so the float tensor can go.
+        ctx.save_for_backward(weight, None if spikes.binary else s)
+        if spikes.binary and spikes.rate <= crossing.forward:
+            return product_forward(spikes, weight, bias)
+        return _dense_forward(s.contiguous(memory_format=torch.channels_last), weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, s = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_s = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_s = _input_gradient(grad, weight)
+        if ctx.needs_input_grad[1]:
+            if ctx.sparse_gradient:
+                grad_weight = product_weight_gradient(ctx.spikes, grad, weight.shape[2])
+            else:
+                grad_weight = _dense_weight_gradient(ctx.spikes.unpack() if s is None else s, grad, weight)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_s, grad_weight, grad_bias
+
+
+def _serves(s: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and s.device.type == "cpu"
+        and s.dtype == weight.dtype == torch.float32
+        and weight.shape[1] <= MAX_CHANNELS
+        and not torch.is_autocast_enabled("cpu")
+        and bool(available_isas())
+    )
+
+
+def spike_conv(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution of spikes with kernel 1 or 3, stride 1, same size: F.conv2d's numbers, up to the order of sums.
+
+    s: (N, C, H, W), best channels last in memory; weight: (O, C, k, k); bias: (O,) or None.
+    Returns (N, O, H, W), channels last in memory. Anything that the spike product cannot serve (another dtype or
+    device, inputs that are not 0 or 1, a rate above the crossing, autocast, torch.compile) takes the dense product.
+    Raises ValueError for another kernel size or channels that do not match.
+    """
+    if s.dim() != 4 or weight.dim() != 4 or weight.shape[1] != s.shape[1]:
+        raise ValueError(
+            f"spike_conv takes spikes (N, C, H, W) and a weight (O, C, k, k), got {tuple(s.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    k = weight.shape[2]
+    if k not in (1, 3) or weight.shape[3] != k:
+        raise ValueError(f"spike_conv has kernels of 1x1 and 3x3, got {k}x{weight.shape[3]}: use F.conv2d")
+    if not _serves(s, weight):
+        return F.conv2d(s, weight, bias, padding=k // 2)
+    return _SpikeProduct.apply(s, weight, bias)
+
+
+def spike_conv3x3(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`spike_conv` for a weight (O, C, 3, 3)."""
+    return spike_conv(s, weight, bias)
+
+
+def spike_linear(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear of spikes (..., C) and weight (O, C): (..., O); see `spike_conv` for what falls back to dense."""
+    if s.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"spikes (..., C) and weight (O, C) must agree, got {tuple(s.shape)} and {tuple(weight.shape)}")
+    if not _serves(s, weight):
+        return F.linear(s, weight, bias)
+    tokens = s.reshape(-1, s.shape[-1])[:, :, None, None]
+    return spike_conv(tokens, weight[:, :, None, None], bias).reshape(*s.shape[:-1], weight.shape[0])

@@ -1,0 +1,110 @@
+// Spikes as 64-bit words, lists of the places that fired, and the one inner loop of every spike product:
+// add one row of weights for each spike.
+#pragma once
+#include "common.h"
+
+namespace {
+
+SPK_INLINE long words_of(long channels) { return (channels + 63) / 64; }
+
+// One bit a lane of v >= 0 style masks: the lanes' signs, lane 0 in bit 0.
+SPK_INLINE uint32_t lane_bits(Float::Integer mask) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__x86_64__)
+  return (uint32_t)_mm_movemask_ps((__m128)(Float::Vector)mask);
+#else
+  uint32_t bits = 0;
+  for (long i = 0; i < Float::lanes; i++) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+// Appends the places of ones in `word` (plus base) to `list` and returns the new end. May write 16 places too far.
+SPK_INLINE uint16_t* list_ones(uint64_t word, uint32_t base, uint16_t* list) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  while (word) {
+    long skip = __builtin_ctzll(word) & ~15l;
+    uint32_t m = (word >> skip) & 0xffff;
+    __m512i places = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(iota, _mm512_set1_epi32(base + skip)));
+    _mm256_storeu_si256((__m256i*)list, _mm512_cvtepi32_epi16(places));
+    list += __builtin_popcount(m);
+    word &= skip == 48 ? 0 : ~0ull << (skip + 16);
+  }
+  return list;
+#else
+  while (word) {
+    *list++ = (uint16_t)(base + __builtin_ctzll(word));
+    word &= word - 1;
+  }
+  return list;
+#endif
+}
+constexpr long kListSlack = 32;
+
+// acc[0..NV) += sum over the list of rows[place * NV * lanes + ...]
+template <int NV>
+SPK_INLINE void add_rows(Float::Vector* acc, const float* rows, const uint16_t* list, long count) {
+  constexpr long L = Float::lanes;
+  for (long i = 0; i < count; i++) {
+    const float* row = rows + (size_t)list[i] * (NV * L);
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; j++) acc[j] += load<Float>(row + j * L);
+  }
+}
+
+// Outputs are cut in tiles of equal width, at most kMaxVectors vectors: the sums of a tile stay in registers.
+constexpr int kMaxVectors = 12;
+struct Tiles {
+  long count, vectors;  // tiles, vectors in each
+  explicit Tiles(long outputs) {
+    long all = (outputs + Float::lanes - 1) / Float::lanes;
+    count = maximum(1, (all + kMaxVectors - 1) / kMaxVectors);
+    vectors = maximum(1, (all + count - 1) / count);
+  }
+  long width() const { return vectors * Float::lanes; }
+};
+template <class F> SPK_INLINE void with_vectors(long vectors, F&& f) {
+  switch (vectors) {
+    case 1: f(IntConstant<1>{}); break;
+    case 2: f(IntConstant<2>{}); break;
+    case 3: f(IntConstant<3>{}); break;
+    case 4: f(IntConstant<4>{}); break;
+    case 5: f(IntConstant<5>{}); break;
+    case 6: f(IntConstant<6>{}); break;
+    case 7: f(IntConstant<7>{}); break;
+    case 8: f(IntConstant<8>{}); break;
+    case 9: f(IntConstant<9>{}); break;
+    case 10: f(IntConstant<10>{}); break;
+    case 11: f(IntConstant<11>{}); break;
+    default: f(IntConstant<12>{}); break;
+  }
+}
+
+template <int NV> SPK_INLINE void load_tile(Float::Vector* acc, const float* p, long width) {
+  constexpr long L = Float::lanes;
+  if (width == NV * L) {
+    for (int j = 0; j < NV; j++) acc[j] = load<Float>(p + j * L);
+  } else {
+    for (int j = 0; j < NV; j++) {
+      long m = minimum(L, width - j * L);
+      acc[j] = m > 0 ? load_part<Float>(p + j * L, m) : Float::Vector{};
+    }
+  }
+}
+template <int NV> SPK_INLINE void store_tile(float* p, const Float::Vector* acc, long width) {
+  constexpr long L = Float::lanes;
+  if (width == NV * L) {
+    for (int j = 0; j < NV; j++) store<Float>(p + j * L, acc[j]);
+  } else {
+    for (int j = 0; j < NV; j++) {
+      long m = minimum(L, width - j * L);
+      if (m > 0) store_part<Float>(p + j * L, acc[j], m);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,149 @@
+"""Spike products against the dense ones: outputs and all gradients, odd sizes, every instruction set."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from spikingformer import native
+from spikingformer.native import product_op
+from spikingformer.native.ops import pack_spikes, spike_conv, spike_linear
+
+pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
+ISAS = native.available_isas() or ("none",)
+# float32 sums of up to 9 * 130 terms of size 1 in another order than the dense product's
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-4}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    with native.use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def always_sparse(monkeypatch):
+    always = product_op.Crossing(1.0, 1.0)
+    monkeypatch.setattr(product_op, "CROSSINGS", dict.fromkeys(product_op.CROSSINGS, always))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch):
+    """Every torch.empty of the ops comes filled with NaN: what a kernel does not write shows."""
+
+    def empty(*args, **kwargs):
+        out = torch.zeros(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-1)
+
+    monkeypatch.setattr(product_op.torch, "empty", empty)
+
+
+def spikes(*shape, rate=0.2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    n, c, h, w = shape
+    return (torch.rand(n, h, w, c, generator=generator) < rate).float().permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize(
+    ("n", "c", "o", "h", "w"),
+    [(2, 64, 192, 5, 7), (3, 1, 1, 1, 1), (1, 63, 17, 3, 2), (2, 130, 200, 4, 4), (1, 48, 96, 33, 20), (2, 24, 384, 2, 9)],
+)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+def test_equals_the_dense_product_with_all_gradients(isa, always_sparse, kernel_size, n, c, o, h, w, with_bias):
+    torch.manual_seed(0)
+    s = spikes(n, c, h, w)
+    weight = torch.randn(o, c, kernel_size, kernel_size)
+    bias = torch.randn(o) if with_bias else None
+    grad = torch.randn(n, o, h, w)
+
+    def run(function):
+        leaves = [t.detach().clone().requires_grad_() for t in (s, weight, bias) if t is not None]
+        out = function(*leaves)
+        out.backward(grad)
+        return [out.detach(), *(t.grad for t in leaves)]
+
+    got = run(spike_conv)
+    expected = run(lambda *a: F.conv2d(*a, padding=kernel_size // 2))
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, **TOLERANCE)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 1.0])
+def test_rates_from_silence_to_all_ones(isa, always_sparse, rate):
+    s, weight = spikes(2, 100, 6, 6, rate=rate), torch.randn(50, 100, 3, 3)
+    packed = pack_spikes(s)
+    assert packed.binary
+    assert packed.ones == int(s.sum())
+    assert torch.equal(packed.unpack(), s)
+    torch.testing.assert_close(spike_conv(s, weight), F.conv2d(s, weight, padding=1), **TOLERANCE)
+
+
+def test_wide_layers_walk_their_weights_in_blocks(isa, always_sparse):
+    s, weight = spikes(1, 3000, 5, 5, rate=0.05), torch.randn(200, 3000, 1, 1)
+    torch.testing.assert_close(spike_conv(s, weight), F.conv2d(s, weight), rtol=1e-3, atol=1e-3)
+
+
+def test_many_small_images_and_parts_of_large_ones_in_the_weight_gradient(isa, always_sparse):
+    for shape in ((40, 70, 4, 4), (2, 70, 40, 30)):
+        s, grad = spikes(*shape), torch.randn(shape[0], 20, *shape[2:])
+        weight = torch.zeros(20, 70, 3, 3, requires_grad=True)
+        spike_conv(s, weight).backward(grad)
+        got, weight.grad = weight.grad, None
+        F.conv2d(s, weight, padding=1).backward(grad)
+        torch.testing.assert_close(got, weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_linear(isa, always_sparse):
+    s = spikes(2, 3, 5, 70)[:, 0].contiguous()
+    weight = torch.randn(33, 70)
+    torch.testing.assert_close(spike_linear(s, weight), F.linear(s, weight), **TOLERANCE)
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan")])
+def test_anything_but_spikes_takes_the_dense_product(isa, always_sparse, value):
+    s, weight = spikes(1, 65, 3, 3), torch.randn(8, 65, 3, 3, requires_grad=True)
+    s[0, 64, 2, 2] = value
+    assert not pack_spikes(s).binary
+    out, expected = spike_conv(s, weight), F.conv2d(s, weight, padding=1)
+    torch.testing.assert_close(out, expected, equal_nan=True, **TOLERANCE)
+    grad = torch.randn_like(out)
+    (got,) = torch.autograd.grad(out, weight, grad)
+    (want,) = torch.autograd.grad(expected, weight, grad)
+    torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE)
+
+
+def test_dense_above_the_crossing_equals_too_and_keeps_bits(isa, monkeypatch):
+    monkeypatch.setattr(product_op, "CROSSINGS", dict.fromkeys(product_op.CROSSINGS, product_op.Crossing(0.0, 0.0)))
+    s, weight = spikes(1, 65, 3, 3), torch.randn(8, 65, 3, 3, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = spike_conv(s, weight)
+    assert s.numel() not in kept, "the float spikes must not be kept"
+    grad = torch.randn_like(out)
+    (got,) = torch.autograd.grad(out, weight, grad)
+    (want,) = torch.autograd.grad(F.conv2d(s, weight, padding=1), weight, grad)
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+def test_a_changed_weight_is_packed_again(isa, always_sparse):
+    s, weight = spikes(1, 10, 2, 2), torch.nn.Parameter(torch.randn(4, 10, 1, 1))
+    before = spike_conv(s, weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    torch.testing.assert_close(spike_conv(s, weight), before * 2)
+
+
+def test_layouts_and_the_empty_batch(isa, always_sparse):
+    s, weight = spikes(2, 20, 6, 5), torch.randn(12, 20, 3, 3).to(memory_format=torch.channels_last)
+    expected = F.conv2d(s, weight, padding=1)
+    torch.testing.assert_close(spike_conv(s.contiguous(), weight), expected, **TOLERANCE)
+    torch.testing.assert_close(spike_conv(s.transpose(2, 3), weight), F.conv2d(s.transpose(2, 3), weight, padding=1), **TOLERANCE)
+    assert spike_conv(s[:0], weight).shape == (0, 12, 6, 5)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="kernels of 1x1 and 3x3, got 5x5"):
+        spike_conv(torch.zeros(1, 2, 8, 8), torch.zeros(3, 2, 5, 5))
+    with pytest.raises(ValueError, match=r"a weight \(O, C, k, k\)"):
+        spike_conv(torch.zeros(1, 2, 8, 8), torch.zeros(3, 4, 3, 3))
