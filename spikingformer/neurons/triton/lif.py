@@ -95,8 +95,7 @@ def triton_lif_backward(grad_s, grad_v, x, v, *neuron):
     neurons = x[0].numel()
     for piece, start in zip(reversed(pieces), reversed(starts), strict=True):
         steps = piece.stop - piece.start
-        # Twice the tiles of a forward live at once: h and the gradient.
-        block = 32 * WARPS * max(1, elements_per_thread(steps, x.element_size()) // (2 if steps > 4 else 1))
+        block = 32 * WARPS * elements_per_thread(steps, x.element_size())
         grad_start = None if start is None else _membrane(x, strides, True)
         with on_device(x):
             lif_backward[(triton.cdiv(neurons, block),)](

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005, SIM108  (Triton joins tuples with +, and chooses pointers at compile time in a statement)
 """Multi-step LIF, one kernel per direction.
 
 T: time steps, M: neurons. x, s and their gradients are [T, M] with any time stride (0: the same current at every

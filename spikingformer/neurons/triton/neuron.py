@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton joins tuples with + alone)
 """The neuron inside the kernels: one step forward, one step of its gradient, all surrogates.
 
 Everything here works on float32 tiles of any shape. `../reference.py` is the definition.
@@ -147,6 +148,6 @@ def charges(v, currents, STEPS: tl.constexpr, NEURON: tl.constexpr):
     hs = ()
     for t in tl.static_range(STEPS):
         h = charge(v, currents[t], NEURON)
-        hs = (*hs, h)
+        hs = hs + (h,)
         v = reset(h, fires(h, NEURON), NEURON)
     return hs

@@ -1,8 +1,9 @@
+# ruff: noqa: RUF005  (Triton joins tuples with + alone)
 """The stages that halve the picture: BatchNorm, MaxPool(3, stride 2, padding 1) and LIF in one kernel.
 
 "cml" pools the currents, then fires; "sps" fires, then pools the spikes. Axes as in `stage_kernels`, with S sites of
-H x W pictures before the pool and SO sites of HO x WO = ceil(H / 2) x ceil(W / 2) after it. Of equal maxima the first in
-reading order wins, as in torch.
+H x W pictures before the pool and SO sites of HO x WO = ceil(H / 2) x ceil(W / 2) after it. Of equal maxima the first
+in reading order wins, as in torch.
 """
 
 import triton
@@ -61,7 +62,8 @@ def pool_fire_forward(
     v = rest([BLOCK_S, BLOCK_C], NEURON)
     for t in tl.static_range(STEPS):
         if t > 0 and not REPEATED:
-            current, _, _ = _pool_step(y_ptr, tl.cast(y_stride, tl.int64) * t, affine, sites, channels, real, SO, C, H, W)
+            offset = tl.cast(y_stride, tl.int64) * t
+            current, _, _ = _pool_step(y_ptr, offset, affine, sites, channels, real, SO, C, H, W)
         h = charge(v, current, NEURON)
         fired = fires(h, NEURON)
         v = reset(h, fired, NEURON)
@@ -142,7 +144,7 @@ def fire_pool_forward(
     silent = tl.where((sites // WO) % HO == 0, 3, 0) + tl.where(sites % WO == 0, 1, 0)
     NONE: tl.constexpr = 9
     winners = ()
-    for t in tl.static_range(STEPS):
+    for _ in tl.static_range(STEPS):
         winners = winners + (tl.full([BLOCK_S, BLOCK_C], NONE, tl.int32),)
     for tap in tl.static_range(9):
         at, inside = _tap(sites, SO, tap, H, W)

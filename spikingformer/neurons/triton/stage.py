@@ -126,7 +126,7 @@ def _combine(partial: Tensor, tiles: Tiles) -> Tensor:
 def _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constants):
     height, width = y.shape[3:]
     steps, channels = y.shape[0] * repeats, y.shape[2]
-    tiles = Tiles.of(grad_s[0].numel() // channels, channels, 3 * steps, y.element_size())
+    tiles = Tiles.of(grad_s[0].numel() // channels, channels, 2 * steps, y.element_size())
     gz = empty_channels_last(y, y.shape[0], grad_s.shape[3:], y.dtype)
     index = empty_channels_last(y, y.shape[0], grad_s.shape[3:], torch.uint8)
     partial = y.new_empty(tiles.chunks, 2, channels, dtype=torch.float32)
@@ -165,7 +165,9 @@ def _backward_without_cml(
             steps, channels, height, width, constants, tiles.block_rows, tiles.block_channels,
             num_warps=tiles.warps, **OPTIONS,
         )  # fmt: skip
-    tiles = Tiles.of(y[0].numel() // channels, channels, 2 * steps, y.element_size())
+    # Registers: currents, h and gradients of all steps. With many steps and no residual two elements still fit.
+    live = steps if steps > 8 and residual is None else 2 * steps
+    tiles = Tiles.of(y[0].numel() // channels, channels, live, y.element_size())
     partial = y.new_empty(tiles.chunks, 2, channels, dtype=torch.float32)
     gz = empty_channels_last(y, steps, y.shape[3:], residual.dtype) if want_gz else None
     one_pass = not batch_statistics

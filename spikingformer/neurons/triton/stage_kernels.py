@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton joins tuples with + alone)
 """BatchNorm, residual and LIF over all time steps in one kernel per direction, and the pool that follows ("sps").
 
 Axes: STEPS time steps, S sites (batch, row, column), C channels last. y, residual, currents and gradients are
@@ -83,7 +84,9 @@ def gather_pool_gradients(
             at = tl.cast(stride, tl.int64) * step + window.to(tl.int64)[:, None] * C + channels[None, :]
             inside = own[:, None] & real[None, :]
             won = tl.load(index_ptr + at, mask=inside, other=255).to(tl.int32) == tap[:, None]
-            total += tl.load(grad_ptr + at, mask=inside & won, other=0.0).to(tl.float32)
+            # Not masked by `won`: neighbouring channels stay one wide load.
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            total += tl.where(won, grad, 0.0)
     return total
 
 
