@@ -30,7 +30,8 @@ _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or",
                 "heaviside", "isnan", "isinf", "bitwise_and", "bitwise_or", "bitwise_not"}  # fmt: skip
 _COPIES = {"clone", "_to_copy", "contiguous", "copy", "repeat", "cat", "stack", "index_select", "index", "gather",
            "roll", "flip", "reshape", "_unsafe_view", "_reshape_copy", "constant_pad_nd", "upsample_nearest2d",
-           "lift_fresh", "repeat_interleave", "tile", "alias_copy", "expand_copy", "slice_scatter", "select_scatter"}  # fmt: skip
+           "lift_fresh", "repeat_interleave", "tile", "alias_copy", "expand_copy", "slice_scatter",
+           "select_scatter"}  # fmt: skip
 _KEEP = {"max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d", "amax", "max", "amin", "min", "maximum",
          "minimum", "relu", "abs", "where", "masked_fill", "clamp", "clamp_min", "native_dropout",
          "adaptive_max_pool2d", "mul"}  # fmt: skip

@@ -1,0 +1,250 @@
+"""`spikingformer energy`: operations and estimated energy a picture, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikingformer.energy import Facts
+
+PRESET_NAMES = ("exact", "spikingformer-paper", "spikingformer-log", "spikformer-lenient", "spikformer-strict",
+                "neurobench")  # fmt: skip
+MEMORY_NAMES = ("none", "lemaire2022", "sram64")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command to the parser."""
+    parser = subparsers.add_parser(
+        "energy",
+        help="operations and estimated energy a picture, layer by layer",
+        description=(
+            "Counts what a model executes and prices it. A registered MODEL alone gives the table of shapes, in a "
+            "second and without data; a CHECKPOINT with --data gives measured firing rates, energy and accuracy. "
+            "docs/energy.md explains every preset."
+        ),
+    )
+    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help="a registered name, or a .safetensors file of a run")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data", nargs="?", const="", metavar="NAME",
+        help="measure on the test part of a data set: the checkpoint's own without NAME; 'random' for dummy input",
+    )  # fmt: skip
+    source.add_argument("--rates", type=Path, metavar="FILE", help="JSON with a firing rate a layer (or --json output)")
+    source.add_argument("--assume-rate", type=float, metavar="R", help="one firing rate for all layers, 0 to 1")
+    parser.add_argument("--root", metavar="DIR", help="folder that holds the data set")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples to count (default: the whole test part)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="B", help="samples a batch (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESET_NAMES, default="exact", help="how to price (default: %(default)s)")
+    parser.add_argument(
+        "--also", nargs="+", choices=(*PRESET_NAMES, "all"), default=[], metavar="PRESET",
+        help="further presets whose totals to print; 'all' for every one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory",
+        choices=MEMORY_NAMES,
+        default="none",
+        help="add memory accesses by this model (default: %(default)s)",
+    )
+    parser.add_argument("--img-size", type=int, metavar="PX", help="picture size, for a registered name")
+    parser.add_argument("--in-chans", type=int, metavar="C", help="input channels, for a registered name")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="classes, for a registered name")
+    parser.add_argument("--time-steps", type=int, metavar="T", help="time steps, for a registered name")
+    parser.add_argument("--all-rows", action="store_true", help="print neuron layers and elementwise operations too")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write the layers to a CSV file ('-': print)")
+    parser.add_argument(
+        "--measure", action="store_true",
+        help="measure this machine's energy (NVIDIA: NVML, Linux CPU: RAPL) instead of estimating",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    if args.measure:
+        return _measure(args)
+    from spikingformer.energy.result import energy_document, to_csv
+
+    facts, trained, real_data = _facts(args)
+    also = tuple(PRESET_NAMES if "all" in args.also else args.also)
+    document = energy_document(facts, args.preset, also, args.memory, trained, real_data)
+    if args.json:
+        print(json.dumps(document, indent=2))
+    elif args.csv is not None:
+        text = to_csv(document)
+        if str(args.csv) == "-":
+            sys.stdout.write(text)
+        else:
+            args.csv.write_text(text)
+    else:
+        _print_table(document, args.all_rows)
+    return 0
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    given = {"img_size": args.img_size, "in_chans": args.in_chans, "num_classes": args.num_classes,
+             "time_steps": args.time_steps}  # fmt: skip
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
+    """(counts, whether the weights are trained, whether the input is real)."""
+    from spikingformer.energy import Rates, static_counts, with_rates
+    from spikingformer.reports.inputs import is_checkpoint, open_model
+
+    checkpoint = is_checkpoint(args.model)
+    if checkpoint and _overrides(args):
+        raise ValueError(
+            f"{', '.join(_overrides(args))}: a checkpoint fixes these; give them with a registered name only"
+        )
+    if args.data is not None:
+        return _measured_facts(args)
+    if args.assume_rate is not None and not 0 <= args.assume_rate <= 1:
+        raise ValueError(f"--assume-rate must lie in [0, 1], got {args.assume_rate}")
+    facts = static_counts(open_model(args.model).model) if checkpoint else static_counts(args.model, **_overrides(args))
+    facts.model = args.model
+    if args.rates is not None:
+        facts = with_rates(facts, Rates.read(args.rates))
+    elif args.assume_rate is not None:
+        facts = with_rates(facts, Rates(default=args.assume_rate, source=f"assumed rate {args.assume_rate:g}"))
+    return facts, True, True
+
+
+def _measured_facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from spikingformer.energy import OperationCounter
+    from spikingformer.reports.inputs import evaluation_batches, open_model, random_batches
+
+    if args.batch_size < 1 or (args.samples is not None and args.samples < 1):
+        raise ValueError("--batch-size and --samples must be at least 1")
+    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
+    opened = open_model(args.model, **_overrides(args))
+    model = opened.model.to(device)
+    if args.data == "random":
+        batches, total = random_batches(opened, args.samples or args.batch_size, args.batch_size)
+    else:
+        batches, total = evaluation_batches(opened, args.data, args.root, args.batch_size, args.samples)
+    counter = OperationCounter(model, name=args.model)
+    console = Console(stderr=True)
+    for x, labels in track(batches, "counting", total=-(-total // args.batch_size), console=console, transient=True):
+        counter.add(x.to(device), None if labels is None else labels.to(device))
+    return counter.finish(), opened.trained, args.data != "random"
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from spikingformer.energy.measure import measure_model
+    from spikingformer.reports.inputs import open_model, random_batches
+
+    opened = open_model(args.model, **_overrides(args))
+    batches, _ = random_batches(opened, args.batch_size, args.batch_size)
+    x, _ = next(iter(batches))
+    result = measure_model(opened.model, x, args.device)
+    if args.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        print(result.text())
+    return 0 if result.available else 1
+
+
+def _print_table(document: dict[str, Any], all_rows: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from spikingformer.energy.result import table_rows
+
+    console = Console(highlight=False)
+    totals, known = document["totals"], document["totals"]["energy_mj"] is not None
+    rows = table_rows(document) if all_rows else table_rows({**document, "neurons": [], "elementwise": []})
+    table = Table(title=_title(document), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    columns = ["layer", "operation", "params", "dense MACs", "valid", "input"]
+    if known:
+        columns += ["rate", "SOPs", "MACs", "ACs", "updates", "energy", "share"]
+    for c in columns:
+        right = c not in ("layer", "operation", "input")
+        table.add_column(c, justify="right" if right else "left", no_wrap=True, overflow="fold")
+    for r in rows:
+        cells = [r["name"], f"{r['op']} {r['shape'] or ''}".strip(), _short(r["parameters"]), _short(r["dense"]),
+                 _short(r["valid"]), r["input_kind"] or ""]  # fmt: skip
+        if known:
+            cells += [_percent(r["input_rate"]), _short(r["sops"]), _short(r["macs"]), _short(r["acs"]),
+                      _short(r["updates"]), _micro(r["energy_pj"]), _percent(r["share"])]  # fmt: skip
+        table.add_row(*cells)
+    width = None if console.is_terminal else 200
+    console.print(table, width=width)
+    console.print(f"\n{'dense products':<26}{_short(totals['dense'])}, valid {_short(totals['valid'])}")
+    for text in _summary(document):
+        console.print(text, soft_wrap=True)
+    for w in document["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {w}", soft_wrap=True)
+
+
+def _title(document: dict[str, Any]) -> str:
+    parts = [document["model"], f"{document['parameters']:,} parameters", f"T = {document['time_steps']}"]
+    parts.append(f"input {'x'.join(map(str, document['input_shape']))}")
+    if document["samples"]:
+        parts.append(f"{document['samples']} samples")
+    if document["accuracy"] is not None:
+        parts.append(f"accuracy {document['accuracy']:.2%}")
+    elif not document["samples"]:
+        parts.append(document["source"])
+    return ", ".join(parts)
+
+
+def _summary(document: dict[str, Any]) -> list[str]:
+    totals, ann = document["totals"], document["ann"]
+    text = []
+    if totals["energy_mj"] is not None:
+        text.append(
+            f"{document['preset']['name']:<26}{totals['energy_mj']:.4g} mJ a sample "
+            f"({_short(totals['macs'])} MAC, {_short(totals['acs'])} AC"
+            + (f", memory {document['memory_model']})" if document["memory_model"] != "none" else ")")
+        )
+        for name, value in totals["by_component_mj"].items():
+            text.append(f"  {name:<24}{value:.4g} mJ, {value / totals['energy_mj']:.1%}")
+        for other in document["also"]:
+            text.append(
+                f"{other['preset']:<26}{other['energy_mj']:.4g} mJ "
+                f"({_short(other['macs'])} MAC, {_short(other['acs'])} AC)"
+            )
+    text.append(f"{'same network as an ANN':<26}{ann['fp32_mj']:.4g} mJ in FP32, {ann['int8_mj']:.4g} mJ in INT8")
+    if ann["mean_rate"] is not None:
+        text.append(
+            f"{'mean input rate':<26}{ann['mean_rate']:.2%}; break-even at {_break_even(ann['break_even_fp32'])} "
+            f"against FP32, {_break_even(ann['break_even_int8'])} against INT8"
+        )
+    return text
+
+
+def _break_even(rate: float | None) -> str:
+    if rate is None:
+        return "no rate"
+    return f"{rate:.1%}" + (" (every rate pays)" if rate > 1 else "")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _micro(pj: float | None) -> str:
+    return "" if pj is None else f"{pj / 1e6:.3g} uJ"
+
+
+def _short(value: float | None) -> str:
+    """1234567 as 1.23 M."""
+    if value is None:
+        return ""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,58 @@
+"""A differentiable count of synaptic operations, to train towards fewer of them."""
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from .facts import Kind
+from .static import static_counts
+
+
+class SparsityTerm:
+    """Expected synaptic operations of the last forward pass over what they would be if every neuron fired.
+
+        with SparsityTerm(model) as sparsity:
+            loss = criterion(model(x), y) + weight * sparsity.value()
+
+    The value lies in [0, 1] for spikes: each product layer's mean input, weighted by its products without padding;
+    `value()` raises RuntimeError where no forward pass came before it. Gradients reach the neurons through their
+    surrogates. Layers that read analog input, and the products of attention (under 1 % of the published models'
+    operations), are left out. Call `value()` once a forward pass.
+
+    `input_shape`: of one sample, for models that do not tell.
+    """
+
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...] | None = None):
+        facts = static_counts(model, input_shape)
+        modules = dict(model.named_modules())
+        products = [p for p in facts.products if p.weighted and p.kind < Kind.ANALOG]
+        if not products:
+            raise ValueError("the model has no product that reads spikes: there is nothing to make sparse")
+        total = sum(facts.per_sample(p, p.valid, True) for p in products)
+        self._weights = {modules[p.name]: facts.per_sample(p, p.valid, True) / total for p in products}
+        self._means: list[Tensor] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._means.append(
+            args[0].mean(dtype=torch.promote_types(args[0].dtype, torch.float32)) * self._weights[module]
+        )
+
+    def __enter__(self) -> "SparsityTerm":
+        self._handles = [module.register_forward_pre_hook(self._see) for module in self._weights]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._means = [], []
+
+    def value(self) -> Tensor:
+        """The term of the forward pass just made; forgets it."""
+        if not self._means:
+            raise RuntimeError("no forward pass was seen: call the model inside the context, before value()")
+        total, self._means = torch.stack(self._means).sum(), []
+        return total

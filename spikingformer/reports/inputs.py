@@ -1,0 +1,81 @@
+"""What the energy and report commands work on: a model by name or file, and the data it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from torch import Tensor
+
+import spikingformer.models
+
+if TYPE_CHECKING:
+    from spikingformer.training.checkpoint import ModelInfo
+
+Batches = Iterator[tuple[Tensor, Tensor | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """A model, in eval mode on the CPU, and what is known about it."""
+
+    model: spikingformer.models.SpikingTransformer
+    name: str
+    info: ModelInfo | None  # of a checkpoint
+    path: Path | None  # of a checkpoint
+    trained: bool
+
+
+def is_checkpoint(target: str) -> bool:
+    """True where `target` is meant as a file or run folder rather than a registered name."""
+    return not timm.is_model(target) and (Path(target).exists() or "/" in target or target.endswith(".safetensors"))
+
+
+def checkpoint_file(target: str) -> Path:
+    """The model file of a run folder (the best one) or the file itself. Raises ValueError where there is none."""
+    path = Path(target).expanduser()
+    if not path.is_dir():
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"{path}: no best.safetensors or last.safetensors in this folder: is it a run's --output?")
+
+
+def open_model(target: str, **overrides: Any) -> OpenedModel:
+    """A registered name (random weights; `overrides` for timm.create_model), a model file or a run's folder.
+
+    Raises ValueError for what is none of them.
+    """
+    from spikingformer.training.checkpoint import create_model, load_model
+
+    if is_checkpoint(target):
+        path = checkpoint_file(target)
+        model, info = load_model(path)
+        return OpenedModel(_ours(model, target), info.name, info, path, trained=True)
+    torch.manual_seed(0)
+    return OpenedModel(_ours(create_model(target, overrides), target).eval(), target, None, None, trained=False)
+
+
+def _ours(model: torch.nn.Module, target: str) -> spikingformer.models.SpikingTransformer:
+    if not isinstance(model, spikingformer.models.SpikingTransformer):
+        raise ValueError(f"{target!r} is not a model of this package: `spikingformer models` lists them")
+    return model
+
+
+def random_batches(opened: OpenedModel, samples: int, batch_size: int) -> tuple[Batches, int]:
+    """Uniform noise shaped like the model's input, without labels; and the number of samples."""
+    c = opened.model.config
+    events = c.in_chans == 2 or (opened.info is not None and opened.info.kind == "events")
+    shape = (c.time_steps, c.in_chans, *c.img_size) if events else (c.in_chans, *c.img_size)
+
+    def batches() -> Batches:
+        generator = torch.Generator().manual_seed(0)
+        for start in range(0, samples, batch_size):
+            yield torch.rand(min(batch_size, samples - start), *shape, generator=generator), None
+
+    return batches(), samples
