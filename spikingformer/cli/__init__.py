@@ -1,1 +1,88 @@
 """The `spikingformer` command: one module a sub-command, imported only when it is called."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+# command -> (module, what it does); the module has add_parser(subparsers) and run(args) -> exit status
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train a model by a recipe"),
+    "evaluate": ("evaluate", "accuracy and loss of a checkpoint"),
+    "predict": ("predict", "classes of pictures or recordings"),
+    "energy": ("energy", "operations and energy of a model"),
+    "report": ("report", "one page about a run, to open in a browser"),
+    "bench": ("bench", "time a model on this machine"),
+    "convert": ("convert", "a published .pth into a checkpoint of ours"),
+    "export": ("export", "a checkpoint in another format"),
+    "data": ("data", "fetch, unpack and check data sets"),
+    "models": ("models", "list the models, by a glob"),
+    "doctor": ("doctor", "what this machine can do, and what is missing"),
+}
+BAD_INPUT = 2
+
+
+def _available(module: str) -> bool:
+    return importlib.util.find_spec(f"{__name__}.{module}") is not None
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The whole parser; only the module of `command` is imported, the others are there by name."""
+    parser = argparse.ArgumentParser(
+        prog="spikingformer",
+        description="Train, measure and deploy spiking vision transformers.",
+        epilog="`spikingformer COMMAND --help` tells more. Set SPIKINGFORMER_TRACEBACK=1 to see where an error arose.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, (module, help_text) in COMMANDS.items():
+        if not _available(module):
+            continue
+        if name == command:
+            importlib.import_module(f"{__name__}.{module}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=help_text, add_help=False)
+    return parser
+
+
+def _first_command(arguments: Sequence[str]) -> str | None:
+    return next((a for a in arguments if not a.startswith("-")), None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (0 done, 2 bad input, 75 saved and stopped by a signal)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(_first_command(arguments))
+    args = parser.parse_args(arguments)
+    if args.version:
+        from spikingformer import __version__
+
+        print(f"spikingformer {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SPIKINGFORMER_TRACEBACK"):
+            raise
+        sys.stdout.flush()
+        print(f"spikingformer {args.command}: {_one_screen(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # the reader of our output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_screen(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+    lines = text.splitlines()
+    return "\n".join(lines if len(lines) <= 24 else [*lines[:22], f"... and {len(lines) - 22} more lines"])

@@ -14,7 +14,7 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     name: str = Field(
         description="data set: digits, cifar10, cifar100, folder (train/ and val/ with one folder a class), "
-        "tar (train.tar and val.tar), wds (WebDataset shards), or an event set"
+        "tar (train.tar and val.tar), wds (WebDataset shards), or an event set: gesture, cifar10dvs, nmnist, digits_dvs"
     )
     root: str = Field(default="data", description="folder that holds the data set; `~` and $VARIABLES are expanded")
     image_size: int = Field(default=32, ge=1, description="height and width given to the model, pixels")
@@ -70,11 +70,14 @@ class AugmentSettings(Settings):
         default="", description="timm's RandAugment string, e.g. rand-m9-n1-mstd0.4-inc1; empty: off"
     )
     erase_probability: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
-    events: str = Field(
-        default="none", description="event sets: name of the augmentation (published: one of six per sample, and a flip)"
+    events: Literal["none", "published"] = Field(
+        default="none", description="event sets: published: one of identity, shear, shifts, rotation, cutout a sample"
     )
-    events_flip_swaps_labels: bool = Field(
-        default=True, description="event sets: a flip of a gesture also swaps left and right labels (published: false)"
+    flip_swaps_labels: bool = Field(
+        default=True, description="event sets: a flip of a gesture also swaps left and right (published: false)"
+    )
+    train_frames: int = Field(
+        default=0, ge=0, description="event sets: a random subset of so many frames a training batch; 0: all frames"
     )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -85,39 +86,26 @@ SOURCES: dict[str, Callable[[DataSettings, str], Part]] = {
 }
 
 
-def _event_part(data: DataSettings, part: str) -> Part:
-    from spikingformer.data.events import create_event_dataset
-
-    return create_event_dataset(data, part)
-
-
 def event_names() -> tuple[str, ...]:
     """Event sets by name."""
-    try:
-        from spikingformer.data.events.catalogue import DATASETS
-    except ImportError:
-        return ()
-    return tuple(DATASETS)
+    from spikingformer.data.events.catalogue import CATALOGUE
+
+    return (*CATALOGUE, "digits_dvs")
 
 
 def load_part(data: DataSettings, part: str) -> Part:
-    """The "train" or "test" part as it lies on disk.
+    """The "train" or "test" part of a picture set as it lies on disk.
 
     Raises:
         ValueError: unknown data set, missing or damaged files, channels or statistics that do not fit.
     """
-    from difflib import get_close_matches
-
-    if data.name in SOURCES:
-        found = SOURCES[data.name](data, part)
-    elif data.name in event_names():
-        found = _event_part(data, part)
-    else:
+    if data.name not in SOURCES:
         known = [*SOURCES, *event_names()]
         hint = next(iter(get_close_matches(data.name, known, n=1)), None)
         raise ValueError(
             f"data.name: got {data.name!r}" + (f"; did you mean {hint!r}?" if hint else "") + f" Known: {', '.join(known)}."
         )
+    found = SOURCES[data.name](data, part)
     mean, std = data.mean or found.mean, data.std or found.std
     for name, value in (("mean", mean), ("std", std)):
         if len(value) != data.channels:

@@ -112,7 +112,7 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _type_name(field: FieldInfo) -> str:
+def type_name(field: FieldInfo) -> str:
     return str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>").replace("NoneType", "null")
 
 
@@ -134,7 +134,7 @@ def explain_errors(error: ValidationError, model: type[BaseModel], source: str) 
                 parts.pop()  # positions inside a tuple or union
             name = ".".join(parts)
             if name in fields:
-                expected = f"expected {_type_name(fields[name])} ({problem['msg']}): {fields[name].description}"
+                expected = f"expected {type_name(fields[name])} ({problem['msg']}): {fields[name].description}"
                 lines.append(f"{name}: got {_show(problem['input'])}, {expected}")
             else:
                 lines.append(f"{key or 'recipe'}: got {_show(problem['input'])}; {problem['msg']}")

@@ -1,0 +1,159 @@
+"""From a recipe to loaders: which set, in memory or by workers, for this process of all."""
+
+from dataclasses import dataclass
+
+import torch
+
+from spikingformer.data.batched import BatchedAugment
+from spikingformer.data.loading import (
+    EvaluationLoader,
+    MemoryEvaluation,
+    MemoryTraining,
+    PictureSamples,
+    SampleEvaluation,
+    SampleTraining,
+    TrainingLoader,
+)
+from spikingformer.data.per_sample import evaluation_transform, training_transform
+from spikingformer.data.sampling import StepPlan
+from spikingformer.data.settings import DataSettings
+from spikingformer.data.sources import Part, Parts, data_root, event_names, load_part, load_parts
+from spikingformer.training.distributed import World
+from spikingformer.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Loaders and what a model file must say about its input. validation: chooses the best epoch (test without one)."""
+
+    train: TrainingLoader
+    validation: EvaluationLoader | None
+    test: EvaluationLoader
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: str
+
+
+def _plan(recipe: Recipe, samples: int, world: World) -> StepPlan:
+    return StepPlan(
+        samples, recipe.batch_size, recipe.seed, recipe.drop_last, recipe.accumulation_steps, world.rank, world.size
+    )
+
+
+def evaluation_loader(
+    part: Part, data: DataSettings, batch_size: int, workers: int, device: torch.device, world: World
+) -> EvaluationLoader:
+    """Every sample of the part once, over all processes."""
+    if part.pictures is not None:
+        return MemoryEvaluation(
+            part.pictures, data.image_size, data.interpolation, batch_size, device, world.rank, world.size
+        )
+    assert part.samples is not None
+    transform = evaluation_transform(
+        data.image_size, data.channels, data.interpolation, data.crop_fraction, part.mean, part.std
+    )
+    return SampleEvaluation(
+        part.samples, transform, batch_size, workers, device, data.unreadable, world.rank, world.size
+    )
+
+
+def _picture_training(recipe: Recipe, part: Part, device: torch.device, world: World) -> TrainingLoader:
+    data, augment, plan = recipe.data, recipe.augment, _plan(recipe, len(part), world)
+    if augment.engine == "batched":
+        if part.pictures is None:
+            raise ValueError(
+                f"augment.engine=batched needs a set that fits into memory; data.name={data.name} is read file by file: "
+                "use augment.engine=per_sample"
+            )
+        batched = BatchedAugment(augment, data.image_size, data.interpolation, part.mean, part.std, recipe.seed)
+        return MemoryTraining(part.pictures, plan, batched, device)
+    samples = PictureSamples(part.pictures) if part.pictures is not None else part.samples
+    assert samples is not None
+    transform = training_transform(data, augment, part.mean, part.std)
+    return SampleTraining(samples, transform, plan, recipe.workers, device, data.unreadable)
+
+
+def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
+    from spikingformer.data.events.augment import OPERATIONS, EventAugment
+    from spikingformer.data.events.event_set import split_validation
+    from spikingformer.data.events.loading import EventEvaluation, EventTraining
+
+    data, augment = recipe.data, recipe.augment
+    train, test = load_events(data)
+    validation = None
+    if data.validation_fraction > 0:
+        kept, held_out = split_validation(train.labels, data.validation_fraction, recipe.seed)
+        train, validation = train.subset(kept), train.subset(held_out)
+    event_augment = EventAugment(
+        flip=augment.flip,
+        flip_swaps=train.flip_swaps if augment.flip_swaps_labels else (),
+        operations=OPERATIONS if augment.events == "published" else (),
+        frames=augment.train_frames,
+    )
+    size, channels = recipe.evaluation_batch_size, data.channels
+    return Inputs(
+        EventTraining(train, _plan(recipe, len(train), world), event_augment, device),
+        None if validation is None else EventEvaluation(validation, size, device, world.rank, world.size),
+        EventEvaluation(test, size, device, world.rank, world.size),
+        tuple(train.class_names),
+        (0.0,) * channels,
+        (1.0,) * channels,
+        "events",
+    )
+
+
+def load_events(data: DataSettings):  # noqa: ANN201 (EventParts, imported only where events are used)
+    """Training and test part of an event set, its frame cache built if need be."""
+    from spikingformer.data.events.event_set import load_event_parts
+
+    if data.channels != 2:
+        raise ValueError(f"data.channels: got {data.channels}, event frames have 2 (OFF, ON): set data.channels=2")
+    return load_event_parts(
+        data.name,
+        data_root(data),
+        data.frames,
+        data.split_by,
+        data.split,
+        (data.image_size, data.image_size),
+        data.cache,
+    )
+
+
+def create_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
+    """Loaders of a run.
+
+    Raises:
+        ValueError: data missing or damaged, or settings that do not fit it.
+    """
+    if recipe.data.name in event_names():
+        return _event_inputs(recipe, device, world)
+    parts: Parts = load_parts(recipe.data, recipe.seed)
+
+    def evaluation(part: Part) -> EvaluationLoader:
+        return evaluation_loader(
+            part, recipe.data, recipe.evaluation_batch_size, min(recipe.workers, 2), device, world
+        )
+
+    return Inputs(
+        _picture_training(recipe, parts.train, device, world),
+        None if parts.validation is None else evaluation(parts.validation),
+        evaluation(parts.test),
+        parts.train.class_names,
+        parts.train.mean,
+        parts.train.std,
+        "pictures",
+    )
+
+
+def create_test_loader(
+    data: DataSettings, batch_size: int, workers: int, device: torch.device, world: World
+) -> tuple[EvaluationLoader, tuple[str, ...]]:
+    """The test part alone, for `evaluate`, and its class names."""
+    if data.name in event_names():
+        from spikingformer.data.events.loading import EventEvaluation
+
+        _, test = load_events(data)
+        return EventEvaluation(test, batch_size, device, world.rank, world.size), tuple(test.class_names)
+    part = load_part(data, "test")
+    return evaluation_loader(part, data, batch_size, workers, device, world), part.class_names

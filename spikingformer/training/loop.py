@@ -1,0 +1,361 @@
+"""The training loop: one epoch after another from wherever the run stands."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from spikingformer.data.loading import Step
+from spikingformer.data.mixing import mix_batch, soft_targets
+from spikingformer.data.randomness import derive_seed
+from spikingformer.training.checkpoint import ModelInfo, save_model, versions
+from spikingformer.training.distributed import World
+from spikingformer.training.evaluation import Evaluation, evaluate
+from spikingformer.training.inputs import Inputs
+from spikingformer.training.recipe import Recipe
+from spikingformer.training.reporting import ProgressBar, Reporter, duration
+from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
+from spikingformer.training.setup import LearningRate, autocast_factory, model_arguments
+from spikingformer.training.signals import StopRequest
+from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
+
+_MAX_STEP_BACKS = 5
+
+
+class StoppedBySignal(Exception):
+    """The run was asked to leave; its state is saved."""
+
+
+class NonFiniteLoss(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """One run in one process. `model` is the plain module; the wrapped forms are made here."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: Inputs,
+        folder: Path,
+        device: torch.device,
+        world: World,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
+        self.recipe, self.model, self.optimizer, self.inputs = recipe, model, optimizer, inputs
+        self.folder, self.device, self.world, self.reporter, self.stop = folder, device, world, reporter, stop
+        self.classes = len(inputs.class_names)
+        self.steps_per_epoch = inputs.train.steps_per_epoch
+        self.schedule = LearningRate(recipe, optimizer, self.steps_per_epoch)
+        self.ema = (
+            ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay > 0 else None
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.autocast: Callable[[], AbstractContextManager] = autocast_factory(recipe.precision, device)
+        self.dtype = torch.float64 if recipe.precision == "fp64" else torch.float32
+        self.progress = Progress()
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch; read only when saving
+        self._speed: dict[str, float] = {}
+        self.forward: nn.Module = self._wrap(model)
+        self._last_saved = time.monotonic()
+        self._unseen_loss: torch.Tensor | None = None  # checked one step late, so that a GPU never waits for it
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = model
+        if self.world.size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=devices)
+        return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
+
+    # --- state ---
+
+    def capture(self) -> RunState:
+        tensors, numbers = pack_optimizer(self.optimizer)
+        tensors |= {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
+        return RunState(
+            tensors,
+            numbers,
+            self.scaler.state_dict(),
+            self.progress,
+            self.recipe.model_dump(mode="json"),
+            self.world.size,
+            versions(),
+        )
+
+    def restore(self, state: RunState) -> None:
+        self.model.load_state_dict(state.part("model/"))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state.part("ema/"))
+        unpack_optimizer(self.optimizer, state)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.progress = Progress(**asdict(state.progress))
+        self._loss_sum.fill_(self.progress.loss_sum)
+        self._unseen_loss = None
+        self.reporter.drop_after(self.progress.global_step)
+
+    def save(self) -> None:
+        """Saves the whole state (first process only); a state with a loss not yet known to be finite is not saved."""
+        self._check_unseen_loss()
+        self.progress.loss_sum = float(self._loss_sum)
+        if self.world.is_first:
+            save_state(self.folder, self.capture())
+        self._last_saved = time.monotonic()
+
+    def evaluated_model(self) -> nn.Module:
+        """The averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    def model_info(self, evaluation: Evaluation, epoch: int) -> ModelInfo:
+        data = self.recipe.data
+        return ModelInfo(
+            name=self.recipe.model.name,
+            kwargs=model_arguments(self.recipe, self.classes, self.inputs.kind),
+            class_names=self.inputs.class_names,
+            mean=self.inputs.mean,
+            std=self.inputs.std,
+            interpolation=data.interpolation,
+            crop_fraction=data.crop_fraction,
+            kind=self.inputs.kind,
+            epoch=epoch,
+            metrics=evaluation.summary(),
+            recipe=self.recipe.model_dump(mode="json"),
+            versions=versions(),
+        )
+
+    # --- one step ---
+
+    def _loss(self, step: Step, epoch: int, number: int) -> torch.Tensor:
+        """Forward and backward over this process's parts; returns its share of the step's mean loss."""
+        total = torch.zeros((), device=self.device, dtype=self.dtype)
+        for position, part in enumerate(step.parts):
+            targets = soft_targets(part.labels, self.classes, self.recipe.label_smoothing).to(self.dtype)
+            mixed = number * self.recipe.accumulation_steps + position
+            inputs, targets = mix_batch(
+                part.inputs.to(self.dtype), targets, self.recipe.mixing, self.recipe.seed, epoch, mixed
+            )
+            if self.recipe.channels_last and inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with self._no_reduction(position < len(step.parts) - 1):
+                with self.autocast():
+                    logits = self.forward(inputs)
+                logits = logits if self.dtype == torch.float64 else logits.float()
+                # each process's gradient is averaged over processes: weigh by samples, so uneven shares count right
+                loss = -(targets * F.log_softmax(logits, 1)).sum() * (self.world.size / step.samples)
+                self.scaler.scale(loss).backward()
+            total += loss.detach() / self.world.size
+        return total
+
+    def _no_reduction(self, waits: bool) -> AbstractContextManager:
+        """Gradients are exchanged once a step, with the last part."""
+        inner = self.forward._orig_mod if self.recipe.compile else self.forward  # type: ignore[union-attr]
+        if waits and isinstance(inner, nn.parallel.DistributedDataParallel):
+            return inner.no_sync()
+        return nullcontext()
+
+    def _agree(self, loss: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
+        """The step's loss over all processes, whether any was asked to stop, whether the first wants a checkpoint."""
+        stop, due = bool(self.stop), self._due()
+        if self.world.size == 1:
+            return loss, stop, due
+        flags = [float(stop), float(due and self.world.is_first)]
+        values = torch.tensor([0.0, *flags], device=self.device, dtype=torch.float64)
+        values[0] = loss
+        dist.all_reduce(values)
+        return values[0].to(loss.dtype), bool(values[1] > 0), bool(values[2] > 0)
+
+    def _check_unseen_loss(self) -> None:
+        if self._unseen_loss is not None:
+            loss, self._unseen_loss = self._unseen_loss, None
+            if not bool(torch.isfinite(loss)):
+                self._stop_on(float(loss))
+
+    def _stop_on(self, value: float) -> None:
+        p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        raise NonFiniteLoss(
+            f"the loss is {value} in epoch {p.epoch}, step {p.step}, learning rate {rate:.3g}. The last checkpoint is whole: "
+            "--resume goes on from it. Things to try: a lower optimizer.learning_rate or a longer schedule.warmup_epochs; "
+            "optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16; nonfinite=skip (leaves such steps out and "
+            "counts them) or nonfinite=step_back (goes back to the last checkpoint with half the learning rate)."
+        )
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.recipe.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.updates += 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.progress.updates)
+
+    def train_step(self, step: Step) -> tuple[bool, bool]:
+        """One optimiser step; returns whether the run was asked to stop and whether a checkpoint is due.
+
+        Raises:
+            NonFiniteLoss: under nonfinite=stop.
+        """
+        p, recipe = self.progress, self.recipe
+        torch.manual_seed(derive_seed(recipe.seed, 2, p.epoch, p.step, self.world.rank))
+        self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, asked, due = self._agree(self._loss(step, p.epoch, p.step))
+        if recipe.nonfinite == "stop":
+            self._check_unseen_loss()
+            self._unseen_loss = loss
+            if self.device.type == "cpu":
+                self._check_unseen_loss()
+            self._update()
+        elif bool(torch.isfinite(loss)):
+            self._update()
+        elif recipe.nonfinite == "skip":
+            p.skipped_steps += 1
+            loss = torch.zeros_like(loss)
+        else:
+            self._step_back(float(loss))
+            return asked, False
+        self._loss_sum += loss.double() * step.samples
+        self._count(step, loss)
+        return asked, due
+
+    def _count(self, step: Step, loss: torch.Tensor) -> None:
+        p = self.progress
+        p.loss_samples += step.samples
+        p.unreadable += sum(part.unreadable for part in step.parts)
+        p.global_step += 1
+        p.step += 1
+        if p.global_step % self.recipe.log.every_steps == 0:
+            self.reporter.record(
+                "step", p.global_step, {"loss": float(loss), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            )
+
+    def _step_back(self, value: float) -> None:
+        state, _ = load_state(self.folder)
+        if state is None or state.progress.step_backs + 1 > _MAX_STEP_BACKS or self.progress.step_backs >= _MAX_STEP_BACKS:
+            self._stop_on(value)
+            return
+        backs, factor = self.progress.step_backs + 1, self.progress.learning_rate_factor / 2
+        where = f"epoch {self.progress.epoch}, step {self.progress.step}"
+        self.restore(state)
+        self.progress.step_backs, self.progress.learning_rate_factor = backs, factor
+        self.reporter.say(
+            f"loss {value} in {where}: back to epoch {self.progress.epoch}, step {self.progress.step}, "
+            f"learning rate x {factor:g} from here on",
+            "yellow",
+        )
+
+    # --- epochs ---
+
+    def run(self, bar: ProgressBar) -> Evaluation | None:
+        """Trains to the end; returns the last evaluation (None: the run was already finished).
+
+        Raises:
+            StoppedBySignal: after saving. NonFiniteLoss: see nonfinite.
+        """
+        evaluation = None
+        if not self.progress.finished and self.progress.global_step == 0:
+            self.save()  # a run can be resumed, or stepped back, from its first moment on
+        while not self.progress.finished:
+            if self._run_epoch(bar):
+                evaluation = self._end_epoch()
+        return evaluation
+
+    def _run_epoch(self, bar: ProgressBar) -> bool:
+        """Runs the epoch's remaining steps; False if a step back moved the position."""
+        p = self.progress
+        self.model.train()
+        epoch, began, waited, samples = p.epoch, time.monotonic(), 0.0, 0
+        steps = iter(self.inputs.train.steps(epoch, p.step))
+        while self.progress.step < self.steps_per_epoch:
+            asked_at = time.monotonic()
+            step = next(steps)
+            waited += time.monotonic() - asked_at
+            expected = self.progress.step + 1
+            asked, due = self.train_step(step)
+            if self.progress.epoch != epoch or self.progress.step != expected:
+                return False
+            samples += step.samples
+            seconds = time.monotonic() - began
+            bar.advance(f"epoch {epoch + 1}/{self.recipe.total_epochs}  {samples / seconds:.0f}/s  data wait {waited / seconds:.0%}")
+            if asked:
+                self.save()
+                raise StoppedBySignal
+            if due:
+                self.save()
+        seconds = max(time.monotonic() - began, 1e-9)
+        self._speed = {"seconds": seconds, "samples_per_second": samples / seconds, "data_wait_share": waited / seconds}
+        return True
+
+    def _due(self) -> bool:
+        """Whether the step under way is to be followed by a checkpoint, by steps or by time."""
+        settings, p = self.recipe.checkpoint, self.progress
+        if settings.every_steps and (p.global_step + 1) % settings.every_steps == 0:
+            return p.step + 1 < self.steps_per_epoch  # an epoch's end saves anyway
+        return 0 < settings.every_seconds <= time.monotonic() - self._last_saved
+
+    def _end_epoch(self) -> Evaluation | None:
+        p, recipe = self.progress, self.recipe
+        self._check_unseen_loss()
+        p.loss_sum = float(self._loss_sum)
+        last = p.epoch + 1 >= recipe.total_epochs
+        values = {"epoch": p.epoch, "train_loss": p.loss_sum / max(p.loss_samples, 1)}
+        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        evaluation = None
+        if last or (p.epoch + 1) % recipe.evaluate_every == 0:
+            evaluation = self._evaluate_and_save_weights()
+            values |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss, "best_top1": p.best_top1}
+        values |= {**self._speed, "skipped_steps": p.skipped_steps, "unreadable": p.unreadable}
+        p.epoch, p.step, p.loss_sum, p.loss_samples = p.epoch + 1, 0, 0.0, 0
+        self._loss_sum.zero_()
+        p.finished = last
+        self.reporter.record("epoch", p.global_step, values)
+        self.save()
+        self.reporter.say(self._line(values))
+        return evaluation
+
+    def _evaluate_and_save_weights(self) -> Evaluation:
+        p = self.progress
+        model = self.evaluated_model()
+        self._share_buffers(model)
+        loader = self.inputs.validation or self.inputs.test
+        with self.autocast():
+            evaluation = evaluate(model, loader, self.classes, world=self.world, dtype=self.dtype)
+        better = evaluation.top1 > p.best_top1
+        if better:
+            p.best_top1, p.best_epoch = evaluation.top1, p.epoch
+        p.last_metrics = evaluation.summary()
+        if self.world.is_first:  # weights before the state: a kill in between repeats the epoch and writes them again
+            info = self.model_info(evaluation, p.epoch)
+            if better:
+                save_model(self.folder / BEST_FILE, model.state_dict(), info)
+            save_model(self.folder / LAST_FILE, model.state_dict(), info)
+        return evaluation
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """BatchNorm statistics differ by process: the first process's count, as in its checkpoints."""
+        if self.world.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def _line(self, values: dict) -> str:
+        total = self.recipe.total_epochs
+        left = values["seconds"] * (total - values["epoch"] - 1)
+        text = f"epoch {values['epoch'] + 1:>{len(str(total))}}/{total}  train loss {values['train_loss']:.4f}"
+        if "top1" in values:
+            text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {self.progress.best_top1:.2f} %"
+        text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
+        for name in ("skipped_steps", "unreadable"):
+            text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""
+        return text + f"  left {duration(left)}"

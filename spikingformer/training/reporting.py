@@ -1,0 +1,92 @@
+"""What a run says while it goes on: console, metrics.jsonl, TensorBoard. Only the first process speaks."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from spikingformer.training.run_folder import MetricsFile
+
+
+def make_console(speaks: bool = True) -> Console:
+    """A console on stderr, wide enough in a pipe; silent unless `speaks`."""
+    console = Console(stderr=True, quiet=not speaks, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+class Reporter:
+    """Curves and progress of one run. `global_step` counts optimiser steps tried, from 0."""
+
+    def __init__(self, folder: Path, console: Console, tensorboard: bool, first_step: int, speaks: bool) -> None:
+        self.console = console
+        self.speaks = speaks
+        self.metrics = MetricsFile(folder)
+        self.writer = None
+        if not speaks:
+            return
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def drop_after(self, global_step: int) -> None:
+        """Forgets what an earlier attempt recorded beyond this step."""
+        if self.speaks:
+            self.metrics.drop_after(global_step)
+
+    def record(self, kind: str, global_step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and a TensorBoard point for every number in it."""
+        if not self.speaks:
+            return
+        self.metrics.write({"kind": kind, "global_step": global_step, **values})
+        if self.writer is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self.writer.add_scalar(f"{kind}/{name}", value, global_step)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class ProgressBar:
+    """Steps of the whole run with the time left; silent where stderr is no terminal."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, text: str) -> None:
+        self._progress.update(self._task, advance=1, description=text)
+
+
+@contextmanager
+def progress_bar(console: Console, total: int, done: int, unit: str) -> Iterator[ProgressBar]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    visible = console.is_terminal and not console.quiet and sys.stderr.isatty()
+    with Progress(*columns, console=console, disable=not visible, refresh_per_second=4, transient=True) as progress:
+        yield ProgressBar(progress, progress.add_task("", total=total, completed=done))
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1:30, 3700 -> 1:01:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,172 @@
+"""A whole run: folder, data, model, loop, and what it came to."""
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikingformer.training.atomic import write_atomic
+from spikingformer.training.checkpoint import load_weights, read_model_file
+from spikingformer.training.distributed import World, barrier, process_group, read_world
+from spikingformer.training.evaluation import evaluate
+from spikingformer.training.inputs import create_inputs
+from spikingformer.training.loop import Trainer
+from spikingformer.training.recipe import Recipe
+from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
+from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_run
+from spikingformer.training.setup import build_model, build_optimizer, choose_device
+from spikingformer.training.signals import stop_on_signals
+from spikingformer.training.state import RunState, load_state
+
+RESULT_FILE = "result.json"
+# what a resumed run may change without becoming another run
+_FREE_ON_RESUME = ("device", "workers", "threads", "checkpoint", "log", "evaluation_batch_size", "nonfinite", "compile")
+
+
+@dataclass(frozen=True)
+class Result:
+    """top1, percent: of the best and of the last epoch on the part that chose; test: best weights on the test part."""
+
+    folder: str
+    best_top1: float
+    best_epoch: int
+    last_top1: float
+    test_top1: float
+    seconds: float
+    skipped_steps: int
+    unreadable: int
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if prefix == "" and key in _FREE_ON_RESUME:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} there, {b!r} now")
+    return found
+
+
+def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
+    found = _differences(state.recipe, recipe.model_dump(mode="json"))
+    if found:
+        raise ValueError(
+            f"{folder}: holds a run of another recipe:\n"
+            + "\n".join(f"  {line}" for line in found[:8])
+            + f"\nResume with the recipe it was started with (`spikingformer train {folder} --resume`), "
+            "or choose another --output."
+        )
+
+
+def _prepare_machine(recipe: Recipe) -> None:
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | None = None) -> Result:
+    """Runs a recipe into a folder.
+
+    Args:
+        resume: go on from the folder's last checkpoint, if it has one. A process that torchrun has restarted always does.
+
+    Raises:
+        ValueError: bad recipe, data or folder, a loss that is not finite. StoppedBySignal: saved, not finished.
+    """
+    world = world or read_world()
+    resume = resume or world.restarts > 0
+    device = choose_device(recipe.device, world.local_rank)
+    _prepare_machine(recipe)
+    console = make_console(world.is_first)
+    with ExitStack() as stack:
+        stack.enter_context(process_group(world, device))
+        if world.is_first:
+            if not resume and has_run(folder):
+                raise ValueError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --output")
+            stack.enter_context(locked(folder))
+        barrier(world)
+        state, warning = load_state(folder)
+        if warning:
+            console.print(warning, style="yellow", markup=False)
+        if state is not None:
+            _check_same_run(folder, state, recipe)
+        if world.is_first and state is None:
+            inputs_note = "starting anew: no checkpoint there yet" if resume and has_run(folder) else ""
+            if inputs_note:
+                console.print(f"{folder}: {inputs_note}", markup=False)
+        inputs = create_inputs(recipe, device, world)
+        model = build_model(recipe, len(inputs.class_names), inputs.kind)
+        if recipe.precision == "fp64":
+            model = model.double()
+        if recipe.sync_batchnorm and world.size > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(device)
+        optimizer = build_optimizer(recipe, model)
+        if world.is_first and state is None:
+            start_run(folder, recipe)
+        first_step = state.progress.global_step if state is not None else 0
+        reporter = Reporter(folder, console, recipe.log.tensorboard, first_step, world.is_first)
+        stack.callback(reporter.close)
+        stop = stack.enter_context(stop_on_signals())
+        trainer = Trainer(recipe, model, optimizer, inputs, folder, device, world, reporter, stop)
+        if state is not None:
+            trainer.restore(state)
+            p = trainer.progress
+            reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        reporter.say(
+            f"{recipe.model.name}: {parameters:,} parameters, {len(inputs.class_names)} classes, on {device}"
+            + (f", {world.size} processes" if world.size > 1 else "")
+            + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
+        )
+        began = time.monotonic()
+        total = trainer.steps_per_epoch * recipe.total_epochs
+        with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:
+            trainer.run(bar)
+        return _finish(trainer, time.monotonic() - began)
+
+
+def _finish(trainer: Trainer, seconds: float) -> Result:
+    """Best weights on the test part (when another part chose them), and the run's result file."""
+    p = trainer.progress
+    test_top1 = p.best_top1
+    if trainer.inputs.validation is not None:
+        path = trainer.folder / BEST_FILE
+        weights, _ = read_model_file(path)
+        model = trainer.evaluated_model()
+        load_weights(model, weights, path)
+        model.to(trainer.device)
+        test = evaluate(model, trainer.inputs.test, trainer.classes, world=trainer.world, dtype=trainer.dtype)
+        test_top1 = test.top1
+        trainer.reporter.record("test", p.global_step, {**test.summary(), "epoch": p.best_epoch})
+    result = Result(
+        str(trainer.folder),
+        p.best_top1,
+        p.best_epoch,
+        p.last_metrics.get("top1", -1.0),
+        test_top1,
+        seconds,
+        p.skipped_steps,
+        p.unreadable,
+    )
+    if trainer.world.is_first:
+        write_atomic(trainer.folder / RESULT_FILE, json.dumps(result.__dict__, indent=2).encode())
+    chosen_on = "held-out training samples" if trainer.inputs.validation is not None else "test part"
+    trainer.reporter.say(
+        f"best epoch {p.best_epoch + 1} (chosen on the {chosen_on}): {p.best_top1:.2f} %; last epoch {result.last_top1:.2f} %; "
+        + (f"test part {test_top1:.2f} %; " if trainer.inputs.validation is not None else "")
+        + f"{duration(seconds)}; files in {trainer.folder}"
+    )
+    return result

@@ -1,0 +1,137 @@
+"""From a recipe to model, optimiser, schedule, averages and precision."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikingformer.training.checkpoint import create_model, load_weights, read_model_file
+from spikingformer.training.recipe import Recipe
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda; with several processes on a machine each takes its own card.
+
+    Raises:
+        ValueError: cuda asked for, but there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got cuda, but PyTorch finds no CUDA device here; use device=cpu, or `spikingformer doctor`")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def model_arguments(recipe: Recipe, classes: int, kind: str) -> dict[str, Any]:
+    """Arguments of timm.create_model; what a recipe leaves open stays the model's own."""
+    model, data = recipe.model, recipe.data
+    optional = {
+        "embed_dim": model.embed_dim,
+        "depth": model.depth,
+        "num_heads": model.num_heads,
+        "mlp_ratio": model.mlp_ratio,
+        "pooled_stages": model.pooled_stages,
+        "tau": model.tau,
+        "surrogate": model.surrogate,
+    }
+    return {
+        "img_size": data.image_size,
+        "in_chans": data.channels,
+        "num_classes": classes,
+        "time_steps": data.frames if kind == "events" else model.time_steps,
+        "drop_path_rate": model.drop_path_rate,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
+    """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
+    number of classes is the same)."""
+    torch.manual_seed(recipe.seed)
+    model = create_model(recipe.model.name, model_arguments(recipe, classes, kind))
+    if recipe.model.initial_checkpoint is not None:
+        path = recipe.model.initial_checkpoint
+        weights, info = read_model_file(path)
+        if info.kwargs.get("num_classes") != classes:
+            own = model.state_dict()
+            weights = {**weights, **{name: own[name] for name in own if name.startswith("head.")}}
+        load_weights(model, weights, path)
+    return model
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; biases and one-dimensional weights have no decay.
+
+    Raises:
+        ValueError: timm knows no optimiser of that name.
+    """
+    from difflib import get_close_matches
+
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    settings = recipe.optimizer
+    if settings.name not in list_optimizers():
+        near = get_close_matches(settings.name, list_optimizers(), n=1)
+        raise ValueError(
+            f"optimizer.name: timm knows no optimiser {settings.name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return create_optimizer_v2(
+        model,
+        opt=settings.name,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+    )
+
+
+class LearningRate:
+    """The learning rate as a function of the position alone, by timm's schedule; sets it on the optimiser."""
+
+    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> None:
+        from timm.scheduler import create_scheduler_v2
+
+        settings = recipe.schedule
+        self.optimizer = optimizer
+        self.steps_per_epoch = steps_per_epoch
+        self.every_step = settings.every_step
+        self.scheduler = None
+        if settings.name != "constant" or settings.warmup_epochs > 0:
+            self.scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=settings.name,
+                num_epochs=recipe.epochs,
+                warmup_epochs=settings.warmup_epochs,
+                warmup_lr=settings.warmup_learning_rate,
+                min_lr=settings.min_learning_rate,
+                cooldown_epochs=settings.cooldown_epochs,
+                decay_epochs=settings.decay_epochs,
+                decay_rate=settings.decay_rate,
+                step_on_epochs=not settings.every_step,
+                updates_per_epoch=steps_per_epoch,
+            )
+        self.base = [group["lr"] for group in optimizer.param_groups]
+
+    def set(self, epoch: int, step: int, factor: float) -> float:
+        """Sets the rate of (epoch, step), times `factor`; returns the first group's."""
+        if self.scheduler is None:
+            for group, rate in zip(self.optimizer.param_groups, self.base, strict=True):
+                group["lr"] = rate
+        elif self.every_step:
+            self.scheduler.step_update(epoch * self.steps_per_epoch + step)
+        else:
+            self.scheduler.step(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def autocast_factory(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A fresh context for each forward pass."""
+    if precision in ("fp32", "fp64"):
+        return nullcontext
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return lambda: torch.autocast(device.type, dtype=dtype)
