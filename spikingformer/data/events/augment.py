@@ -2,11 +2,11 @@
 
 Every random number comes from the generator that is passed in, a fixed number of them a sample, in sample order: the
 same generator state gives the same batch. sample_generator makes one from (seed, epoch, sample), so that a resumed run
-draws what an unbroken one draws. Mixup and soft targets are those of spikingformer.data.mixing, which take event frames.
+draws what an unbroken one draws. Mixup and soft targets are those of spikingformer.data.mixing (event frames too).
 
 The published augmentation: a horizontal flip (p = 0.5), then one of six with equal probability (neuromorphic data
-augmentation, Li et al., ECCV 2022): nothing, shear, shift in x, shift in y, rotation, cutout; nearest neighbour, 0 moves
-in.
+augmentation, Li et al., ECCV 2022): nothing, shear, shift in x, shift in y, rotation, cutout; nearest neighbour; 0
+moves in.
 """
 
 from __future__ import annotations
@@ -118,33 +118,6 @@ class EventAugment:
             left = (draws[:, 5] * (width - side + 1)).long()
             out = out.masked_fill(_boxes(erased, top, left, side, height, width).to(out.device), 0.0)
         return out
-
-
-def published(flip_swaps: tuple[tuple[int, int], ...] = ()) -> EventAugment:
-    """The published preset: flip without a change of labels unless `flip_swaps` is given, then one of six."""
-    return EventAugment(flip_swaps=flip_swaps)
-
-
-def no_augment(flip_swaps: tuple[tuple[int, int], ...] = ()) -> EventAugment:
-    """Nothing is changed."""
-    return EventAugment(flip=0.0, operations=())
-
-
-def without_flip(flip_swaps: tuple[tuple[int, int], ...] = ()) -> EventAugment:
-    """One of six, never a flip: for digits and whatever else is not itself in a mirror."""
-    return EventAugment(flip=0.0)
-
-
-PRESETS = {"none": no_augment, "published": published, "no_flip": without_flip}
-
-
-def event_augment(
-    name: str, flip_swaps: tuple[tuple[int, int], ...] = (), swap_labels_on_flip: bool = True
-) -> EventAugment:
-    """The preset `name`, whose flips also swap the labels of `flip_swaps` unless `swap_labels_on_flip` is off."""
-    if name not in PRESETS:
-        raise ValueError(f"augment.events is {name!r}; expected one of {', '.join(PRESETS)}.")
-    return PRESETS[name](flip_swaps if swap_labels_on_flip else ())
 
 
 def sample_generator(seed: int, epoch: int, sample: int) -> torch.Generator:

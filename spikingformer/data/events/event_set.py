@@ -142,9 +142,10 @@ def split_validation(
     if not 0 < fraction < 1:
         raise ValueError(f"validation fraction is {fraction}; expected a number between 0 and 1, both left out.")
     draw = np.random.default_rng(seed)
-    held_out = []
+    held_out: list[NDArray[np.int64]] = []
     for label in range(int(labels.max()) + 1):
         members = np.flatnonzero(labels.numpy() == label)
-        held_out.append(draw.permutation(members)[: math.ceil(len(members) * fraction)] if len(members) > 1 else [])
+        count = math.ceil(len(members) * fraction) if len(members) > 1 else 0
+        held_out.append(draw.permutation(members)[:count])
     validation = np.sort(np.concatenate(held_out)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels)), validation), validation

@@ -134,7 +134,7 @@ def open_frame_cache(path: Path, verify: bool = False) -> tuple[list[NDArray[Any
         raise FrameCacheError(f"{path} holds no whole frame cache (no cache.json). Run the command again.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise FrameCacheError(f"{path}/cache.json cannot be understood ({error}). {advice}") from None
-    maps = []
+    maps: list[NDArray[Any]] = []
     for shard in shards:
         file = path / _shard_name(shard.first)
         if not file.is_file() or file.stat().st_size != shard.bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .aedat20 import read_aedat20
 from .aedat31 import read_aedat31
-from .arrays import SensorSize, crop_time
+from .arrays import EVENT_DTYPE, SensorSize, crop_time
 from .nmnist_bin import read_nmnist
 
 
@@ -50,7 +50,7 @@ def read_samples(
 ) -> Iterable[tuple[EventSample, NDArray[np.void]]]:
     """Each sample with its events, sorted by time. A recording that several samples share in a row is read once."""
     last_path: Path | None = None
-    recording = np.zeros(0)
+    recording: NDArray[np.void] = np.zeros(0, EVENT_DTYPE)
     for sample in samples:
         if sample.path != last_path:
             recording, last_path = READERS[reader](sample.path, sensor_size), sample.path

@@ -13,7 +13,6 @@ from torchvision.transforms import InterpolationMode
 from spikingformer.data.events.augment import (
     OPERATIONS,
     EventAugment,
-    event_augment,
     random_frames,
     sample_generator,
     warp_nearest,
@@ -100,7 +99,7 @@ def test_half_of_the_samples_are_flipped_and_no_other_label_changes() -> None:
 
 def test_same_generators_same_batch_whatever_the_batch_around_it() -> None:
     frames, labels = counts(6), torch.arange(6)
-    augment = event_augment("published")
+    augment = EventAugment()
     whole, _ = augment(frames, labels, [sample_generator(3, 7, i) for i in range(6)])
     for rows in ([4], [5, 0], [2, 3, 4]):
         part, _ = augment(frames[rows], labels[rows], [sample_generator(3, 7, i) for i in rows])
@@ -119,8 +118,8 @@ def test_flip_swaps_left_and_right_gestures_unless_published() -> None:
     assert torch.equal(frames, counts(11).flip(-1))
     back = augment(frames, swapped, generator())
     assert back[1].tolist() == labels.tolist()
-    assert event_augment("published", GESTURE_SWAPS).flip_swaps == GESTURE_SWAPS
-    assert event_augment("published", GESTURE_SWAPS, swap_labels_on_flip=False).flip_swaps == ()
+    published = EventAugment(flip=1.0, operations=())
+    assert published(counts(11), labels, generator())[1].tolist() == labels.tolist()
 
 
 def test_random_frames_are_a_sorted_subset_for_the_whole_batch() -> None:
@@ -150,12 +149,11 @@ def test_mixing_treats_time_and_polarity_alike(kind: str) -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: event_augment("publised"), "expected one of none, published"),
         (lambda: EventAugment(operations=("shear",)), "no event augmentation 'shear'"),
         (lambda: EventAugment()(torch.zeros(2, 2, 8, 8), torch.zeros(2), generator()), r"expected \[B, T, 2, H, W\]"),
         (lambda: EventAugment()(counts(2), torch.zeros(2), [generator()]), "1 generators for 2 samples"),
     ],
-    ids=["preset", "operation", "shape", "generators"],
+    ids=["operation", "shape", "generators"],
 )
 def test_augment_errors(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
