@@ -1,7 +1,7 @@
 """Weights to and from SpikingJelly's Spikformer (spikingjelly.activation_based.model.spikformer, 2.0).
 
 Its model downsamples as ours with CML (convolution, BatchNorm, pool, neuron), joins q, k and v in one product and has
-no biases before BatchNorm. A bias b there is the same as a running mean lowered by b, which is how ours are carried over.
+no biases before BatchNorm. A bias b there is the same as a running mean lowered by b: so ours are carried over.
 SpikingJelly itself is not needed: state dicts are converted.
 """
 
@@ -22,7 +22,8 @@ def to_spikingjelly(model: SpikingTransformer) -> dict[str, Tensor]:
     Raises ValueError for a model that SpikingJelly's class cannot hold.
     """
     _check(model)
-    ours, out = model.state_dict(), {}
+    ours = model.state_dict()
+    out: dict[str, Tensor] = {}
     for theirs, sources in _products(model).items():
         out |= _joined(ours, sources, *theirs)
     out["head.weight"], out["head.bias"] = ours["head.weight"].clone(), ours["head.bias"].clone()
@@ -36,7 +37,8 @@ def from_spikingjelly(state_dict: Mapping[str, Tensor], model: SpikingTransforme
     left over or of another shape.
     """
     _check(model)
-    target, out = model.state_dict(), {}
+    target = model.state_dict()
+    out: dict[str, Tensor] = {}
     used = {"head.weight", "head.bias"}
     for (conv, bn), sources in _products(model).items():
         keys = [f"{conv}.weight", *(f"{bn}.{k}" for k in _BN)]
@@ -56,8 +58,8 @@ def from_spikingjelly(state_dict: Mapping[str, Tensor], model: SpikingTransforme
     for name, value in out.items():
         if value.numel() != target[name].numel():
             raise ValueError(
-                f"{name}: SpikingJelly's weights have {tuple(value.shape)}, the model {tuple(target[name].shape)}: create "
-                "it with the same embed_dim, mlp_ratio and number of classes"
+                f"{name}: SpikingJelly's weights have {tuple(value.shape)}, the model {tuple(target[name].shape)}: "
+                "create it with the same embed_dim, mlp_ratio and number of classes"
             )
         out[name] = value.reshape(target[name].shape).clone()
     return out
@@ -71,7 +73,8 @@ def _check(model: SpikingTransformer) -> None:
     for name, value in wanted.items():
         if getattr(c, name) != value:
             raise ValueError(
-                f"SpikingJelly's Spikformer has {name} {value!r}, this model {getattr(c, name)!r}: the spikes would differ"
+                f"SpikingJelly's Spikformer has {name} {value!r}, this model {getattr(c, name)!r}: "
+                "the spikes would differ"
             )
     if c.pooled_stages not in ((2, 3), (0, 1, 2, 3)):
         raise ValueError(f"SpikingJelly's Spikformer pools stages (2, 3) or all four, got {c.pooled_stages}")

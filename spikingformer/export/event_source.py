@@ -1,0 +1,108 @@
+"""Events in pieces, from a file, a pipe, or a recording played in a loop: no more in memory than one piece."""
+
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from spikingformer.data.events import EVENT_DTYPE, EventFileError, read_aedat20
+
+from .stream import Events
+
+PACKET_HEADER = struct.Struct(
+    "<HHIIIIII"
+)  # AEDAT 3.1: type, source, size, time offset, overflow, capacity, number, valid
+_POLARITY, _EVENT_BYTES = 1, 8
+_LARGEST_PACKET = 1 << 28  # bytes; a larger one is damage
+_LONGEST_HEADER_LINE = 1 << 16
+_RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
+
+
+def event_chunks(source: str | Path) -> Iterator[Events]:
+    """Sorted events of a recording in pieces: AEDAT 3.1 from a file or, for "-", from standard input as it comes in;
+    AEDAT 2.0 from a file. Raises EventFileError, a ValueError, for anything else and for a damaged recording."""
+    if str(source) == "-":
+        yield from aedat31_chunks(sys.stdin.buffer, "standard input")
+        return
+    path = Path(source)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise EventFileError(path, f"cannot be read ({error.strerror}).", "Check the path.") from None
+    with file:
+        version = file.read(12)
+        file.seek(0)
+        if version == b"#!AER-DAT2.0":
+            yield read_aedat20(path)
+        else:
+            yield from aedat31_chunks(file, str(path))
+
+
+def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
+    """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError where the stream is damaged."""
+    _skip_header(file, name)
+    while header := _read(file, PACKET_HEADER.size, name, whole_or_nothing=True):
+        kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)
+        if not 0 < size * max(capacity, 1) <= _LARGEST_PACKET or number > capacity or valid > number:
+            raise EventFileError(
+                name, f"has an impossible packet: {size} bytes an event, capacity {capacity}, number {number}."
+            )
+        body = _read(file, capacity * size, name)
+        if kind != _POLARITY or not number:
+            continue
+        if size != _EVENT_BYTES or time_offset != 4:
+            raise EventFileError(name, f"has polarity events of {size} bytes; expected {_EVENT_BYTES}.")
+        yield _decode(np.frombuffer(body, _RECORD, number), overflow)
+
+
+def looped(events: Events, seconds: float) -> Iterator[Events]:
+    """A recording played again and again, its times going on, until `seconds` have passed; one piece a round."""
+    if not len(events):
+        raise ValueError("the recording has no events to loop")
+    first, length = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1
+    end = first + round(seconds * 1e6)
+    shift = 0
+    while first + shift < end:
+        round_ = events.copy()
+        round_["t"] += shift
+        yield round_[: int(np.searchsorted(round_["t"], end))]
+        shift += length
+
+
+def _skip_header(file: BinaryIO, name: str) -> None:
+    line = file.readline(_LONGEST_HEADER_LINE)
+    if not line.startswith(b"#!AER-DAT3.1"):
+        raise EventFileError(
+            name,
+            f"starts with {line[:16]!r}, not with '#!AER-DAT3.1'.",
+            "Streams are AEDAT 3.1; AEDAT 2.0 can be given as a file.",
+        )
+    while line.rstrip(b"\r\n") != b"#!END-HEADER":
+        line = file.readline(_LONGEST_HEADER_LINE)
+        if not line.startswith(b"#"):
+            raise EventFileError(name, "has no '#!END-HEADER' line.")
+
+
+def _read(file: BinaryIO, count: int, name: str, whole_or_nothing: bool = False) -> bytes:
+    """Exactly `count` bytes; b"" at a clean end where that is allowed."""
+    parts, left = [], count
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    if left and (data or not whole_or_nothing):
+        raise EventFileError(name, f"ends {left} bytes before the end of a packet: it was cut off.")
+    return data
+
+
+def _decode(records: np.ndarray, overflow: int) -> Events:
+    word = records["data"]
+    valid = (word & 1).astype(bool)
+    word = word[valid]
+    events = np.zeros(len(word), EVENT_DTYPE)
+    events["x"], events["y"], events["p"] = (word >> 17) & 0x7FFF, (word >> 2) & 0x7FFF, (word >> 1) & 1
+    events["t"] = records["t"][valid].astype(np.int64) | overflow << 31
+    return events[np.argsort(events["t"], kind="stable")]

@@ -1,0 +1,188 @@
+"""An event camera's recording, classified window by window while it comes in.
+
+A window is `steps` frames of `step_us` microseconds. Each frame goes through the model as soon as its time has passed, so
+after the window's last event only one time step is left to compute: that is the latency.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .runtime import Predictor, StepPredictor
+
+Events = NDArray[np.void]  # structured x, y, t (us), p; see spikingformer.data.events
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a recording is cut. Raises ValueError for numbers that make no window."""
+
+    step_us: int = 60_000  # microseconds a frame
+    steps: int = 16  # frames a window: the T that the model was trained with
+    sensor_size: tuple[int, int] = (128, 128)  # rows, columns of the camera
+    frame_size: tuple[int, int] = (128, 128)  # rows, columns that the model takes
+    keep_state: bool = False  # True: membranes go on from window to window; False: each starts at rest
+    longest_gap_us: int = 60_000_000  # silence after which the stream starts anew at the next event
+
+    def __post_init__(self) -> None:
+        for name in ("step_us", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if any(f > s for f, s in zip(self.frame_size, self.sensor_size, strict=True)):
+            raise ValueError(
+                f"the model takes frames of {self.frame_size}, larger than the sensor's {self.sensor_size}: give the "
+                "camera's size"
+            )
+
+    @property
+    def window_us(self) -> int:
+        """Microseconds a window."""
+        return self.step_us * self.steps
+
+
+@dataclass(frozen=True)
+class Window:
+    """One classified window."""
+
+    index: int
+    start_us: int  # time of the recording
+    end_us: int
+    events: int
+    label: int
+    probabilities: tuple[float, ...]
+    latency_s: float  # from the window's end to its class: the last time step's computation
+    compute_s: float  # all its time steps
+
+    @property
+    def real_time_factor(self) -> float:
+        """Length of the window over its computation: above 1 keeps up with the camera."""
+        return (self.end_us - self.start_us) / 1e6 / self.compute_s
+
+
+@dataclass
+class FrameCutter:
+    """Collects events into frames of counts (2, H, W), channel 0 OFF, 1 ON. Its size never grows."""
+
+    settings: StreamSettings
+    start_us: int | None = None  # start of the frame being filled; None before the first event
+    late_events: int = 0  # events older than the frame being filled: dropped
+    events_in_frame: int = 0
+    counts: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(2 * self.settings.frame_size[0] * self.settings.frame_size[1], np.int64)
+
+    def add(self, events: Events) -> Iterator[tuple[int, int, NDArray[np.float32]] | None]:
+        """Yields (start, events, frame) for every frame that these events complete; None for a silence too long to fill
+        with empty frames, after which the next frame starts at the next event. Raises ValueError for events off the sensor."""
+        s = self.settings
+        self._check_on_sensor(events)
+        t = events["t"]
+        while len(events):
+            if self.start_us is None:
+                self.start_us = int(t[0])
+            late = int(np.searchsorted(t, self.start_us))
+            self.late_events += late
+            inside = int(np.searchsorted(t, self.start_us + s.step_us))
+            self._count(events[late:inside])
+            events, t = events[inside:], t[inside:]
+            if not len(events):
+                return
+            silence = int(t[0]) - (self.start_us + s.step_us)
+            yield self._finish()
+            if silence > s.longest_gap_us:
+                self.start_us = None
+                yield None
+
+    def _finish(self) -> tuple[int, int, NDArray[np.float32]]:
+        assert self.start_us is not None
+        frame = self.counts.reshape(2, *self.settings.frame_size).astype(np.float32)
+        done = (self.start_us, self.events_in_frame, frame)
+        self.counts[:] = 0
+        self.events_in_frame = 0
+        self.start_us += self.settings.step_us
+        return done
+
+    def _count(self, events: Events) -> None:
+        (rows, columns), (height, width) = self.settings.frame_size, self.settings.sensor_size
+        y = events["y"].astype(np.int64) * rows // height
+        x = events["x"].astype(np.int64) * columns // width
+        cell = (events["p"].astype(np.int64) * rows + y) * columns + x
+        self.counts += np.bincount(cell, minlength=len(self.counts))
+        self.events_in_frame += len(events)
+
+    def _check_on_sensor(self, events: Events) -> None:
+        height, width = self.settings.sensor_size
+        if not len(events):
+            return
+        x, y = events["x"], events["y"]
+        if int(x.min()) < 0 or int(y.min()) < 0 or int(x.max()) >= width or int(y.max()) >= height:
+            raise ValueError(
+                f"events reach x {x.min()}..{x.max()}, y {y.min()}..{y.max()}, outside the {width}x{height} sensor: give "
+                "the camera's size"
+            )
+
+
+def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings) -> Iterator[Window]:
+    """Classifies a stream of events, a `Window` as soon as each is complete; the unfinished rest is not classified.
+
+    `predictor`: any that steps (`load_predictor` of a checkpoint, of folded weights, or of a file made with --streaming),
+    trained on events. `chunks`: events sorted by time, in pieces of any length. Memory does not grow with the recording.
+    Raises ValueError for a predictor that cannot step or takes pictures.
+    """
+    if not isinstance(predictor, StepPredictor):
+        raise ValueError("this file holds the whole model at once: export it with --streaming to feed it step by step")
+    if predictor.metadata.input != "events":
+        raise ValueError(f"{predictor.metadata.model} was trained on pictures: give a model trained on event frames")
+    cutter = FrameCutter(settings)
+    numbers = itertools.count()
+    state: object | None = None
+    starts: list[int] = []
+    seconds: list[float] = []
+    events = 0
+    for chunk in chunks:
+        for frame in cutter.add(chunk):
+            if frame is None:  # a long silence: what was collected belongs to no window
+                state, starts, seconds, events = None, [], [], 0
+                continue
+            start_us, count, picture = frame
+            begin = time.perf_counter()
+            logits, state = predictor.step(torch.from_numpy(picture)[None], state)
+            probabilities = logits[0].softmax(-1)
+            seconds.append(time.perf_counter() - begin)
+            starts.append(start_us)
+            events += count
+            if len(starts) < settings.steps:
+                continue
+            yield Window(
+                index=next(numbers),
+                start_us=starts[0],
+                end_us=start_us + settings.step_us,
+                events=events,
+                label=int(probabilities.argmax()),
+                probabilities=tuple(probabilities.tolist()),
+                latency_s=seconds[-1],
+                compute_s=sum(seconds),
+            )
+            starts, seconds, events = [], [], 0
+            if not settings.keep_state:
+                state = None
+
+
+def settings_for(
+    predictor: Predictor,
+    window_seconds: float | None = None,
+    sensor_size: tuple[int, int] = (128, 128),
+    keep_state: bool = False,
+) -> StreamSettings:
+    """Settings that fit a model: its T frames of its size in a window of `window_seconds` (default 60 ms a frame)."""
+    steps = predictor.metadata.time_steps
+    if window_seconds is not None and not 0 < window_seconds <= 3600:
+        raise ValueError(f"a window lasts more than 0 and at most 3600 seconds, got {window_seconds}")
+    step_us = StreamSettings.step_us if window_seconds is None else max(1, round(window_seconds * 1e6 / steps))
+    return StreamSettings(step_us, steps, sensor_size, predictor.metadata.preprocessing.size, keep_state)
