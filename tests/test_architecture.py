@@ -15,6 +15,7 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "training": 4,
     "energy": 4,
     "benchmarks": 4,
+    "engine": 3.5,
     "models": 3,
     "data": 3,
     "layers": 2,

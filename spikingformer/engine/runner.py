@@ -1,0 +1,268 @@
+"""Runs a program on the compiled kernels, all spikes as bits: in float32, or with int8 weights."""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikingformer.native import status
+from spikingformer.native.library import current_isa, kernel
+from spikingformer.native.neuron_op import neuron_args, neuron_constants
+from spikingformer.neurons import LIFConfig
+
+from .fixed_point import (
+    IntegerProduct,
+    input_bits,
+    quantize_input,
+    quantize_neuron,
+    quantize_product,
+    quantize_scale,
+)
+from .int8_reference import logits_of
+from .program import AddBits, Attention, Fire, Product, Program, build_program
+
+FORMS = ("float32", "int8")
+CACHE_BYTES = 6 << 20  # a slice of the batch is cut so that its widest currents stay about this small
+
+
+class _ProductArgs(ctypes.Structure):
+    """`ProductArgs` of native/src/engine.cpp."""
+
+    _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
+        ("input", ctypes.c_void_p), ("packed", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p), ("images", ctypes.c_int64), ("height", ctypes.c_int64), ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64), ("outputs", ctypes.c_int64), ("taps", ctypes.c_int64), ("counts", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32), ("max_count", ctypes.c_int32), ("threads", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A product ready for the kernels; the tensors are kept alive here."""
+
+    weight: Tensor  # [tile][tap][C][tile width], int16 or float32; the stem's: as its kernel wants it
+    bias: Tensor
+    scale: Tensor | None
+    outputs: int
+    channels: int
+    taps: int
+
+
+def _pack(weight: Tensor, integer: bool) -> Tensor:
+    """(O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
+    width = torch.zeros(1, dtype=torch.int64)
+    kernel("engine_tile_width", "lip")(len(weight), int(integer), width.data_ptr())
+    o, c, k, _ = weight.shape
+    tiles = -(-o // int(width))
+    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int16 if integer else torch.float32)
+    padded[:o] = weight.reshape(o, c, k * k).to(padded.dtype)
+    return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
+
+
+def _words(channels: int) -> int:
+    return (channels + 63) // 64
+
+
+class Engine:
+    """A model made ready for inference on this processor; a later change of the model does not reach it.
+
+    `form`: "float32" (the model's own numbers, up to the order of sums) or "int8" (int8 weights, fixed-point neurons;
+    equal to `int8_reference.run` bit for bit). Called like the model: pictures (B, C, H, W) or event frames
+    (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
+
+    Raises ValueError for a model that is not of this package, and RuntimeError where the C++ kernels are missing.
+    """
+
+    def __init__(self, model: nn.Module | Program, form: str = "float32"):
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        if not (found := status()).available:
+            raise RuntimeError(f"the engine needs the compiled kernels: {found.reason}")
+        self.program = model if isinstance(model, Program) else build_program(model)
+        self.form = form
+        self.integer = form == "int8"
+        self._isa = current_isa()
+        self._packed = {s.name: self._prepare(s) for s in self.program.steps if isinstance(s, Product)}
+        if self.integer:
+            for step in self.program.steps:  # refuse at once, not in the middle of a run
+                if isinstance(step, Fire | Attention):
+                    quantize_neuron(step.lif)
+        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
+
+    def _prepare(self, step: Product) -> _Packed:
+        o, c, k, _ = step.weight.shape
+        if step.source == "picture":
+            if not self.integer:
+                weight = step.weight.float().contiguous(memory_format=torch.channels_last)
+                return _Packed(weight, step.bias.float(), None, o, c, 9)
+            q = quantize_product(step, input_bits(self.program))
+            return _Packed(q.weight.to(torch.int16).permute(2, 3, 1, 0).contiguous(), q.bias, q.scale, o, c, 9)
+        if not self.integer:
+            return _Packed(_pack(step.weight.float(), False), step.bias.float(), None, o, c, k * k)
+        q: IntegerProduct = quantize_product(step)
+        return _Packed(_pack(q.weight, True), q.bias, q.scale, o, c, k * k)
+
+    def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
+        key = (name, size, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(size, dtype=dtype)
+        return self._buffers[key]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward_steps(x)[-1]
+
+    @torch.inference_mode()
+    def forward_steps(self, x: Tensor) -> Tensor:
+        """Logits after each time step, (T, B, num_classes), float32."""
+        c = self.program.config
+        if x.ndim not in (4, 5) or x.shape[-3] != c.in_chans:
+            raise ValueError(
+                f"expected pictures (B, {c.in_chans}, H, W) or event frames (B, T, {c.in_chans}, H, W), got "
+                f"{tuple(x.shape)}"
+            )
+        c.check_size(x.shape[-2], x.shape[-1])
+        if current_isa() != self._isa:
+            raise RuntimeError(f"this engine was packed for {self._isa}, in use is {current_isa()}: make a new one")
+        steps = c.time_steps if x.ndim == 4 else x.shape[1]
+        pieces = [self._run(part, steps) for part in x.split(self._slice(x, steps))] if len(x) else []
+        if not pieces:
+            return x.new_zeros(steps, 0, len(self.program.head_bias), dtype=torch.float32)
+        return torch.cat(pieces, 1)
+
+    def _slice(self, x: Tensor, steps: int) -> int:
+        """Samples at a time: whole layers of a slice stay in the cache between their steps."""
+        widest = steps * x.shape[-2] * x.shape[-1] * self.program.config.embed_dim // 4 * (2 if self.integer else 4)
+        return max(1, min(len(x), CACHE_BYTES // max(widest, 1)))
+
+    def _run(self, x: Tensor, steps: int) -> Tensor:
+        batch, (height, width) = len(x), x.shape[-2:]
+        still = x.ndim == 4
+        threads = torch.get_num_threads()
+        element = torch.int16 if self.integer else torch.float32
+        current = bits = stream = self._buffer("none", 1, element)
+        counts, channels, repeated = self._buffer("none", 1, torch.uint8), 0, False
+        added = 0  # how often spikes were added to the counts: their largest value
+        for step in self.program.steps:
+            tokens = steps * batch * height * width
+            if isinstance(step, Product):
+                p = self._packed[step.name]
+                channels = p.outputs
+                if step.source == "picture":
+                    current, repeated = self._stem(x, p), still
+                    continue
+                out = stream if step.into == "add" else self._buffer(step.into, tokens * p.outputs, element)
+                args = _ProductArgs(
+                    (counts if step.source == "counts" else bits).data_ptr(), p.weight.data_ptr(),
+                    None if p.scale is None else p.scale.data_ptr(), p.bias.data_ptr(), out.data_ptr(), steps * batch,
+                    height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
+                    max(added, 1), threads,
+                )  # fmt: skip
+                kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
+                if step.into == "current":
+                    current = out
+                else:
+                    stream = out
+            elif isinstance(step, Fire):
+                source = stream if step.source == "stream" else current
+                halved = (-(-height // 2), -(-width // 2)) if step.pool else (height, width)
+                bits = self._fire(step, source, repeated, steps, batch, height, width, channels, threads)
+                repeated = False
+                height, width = halved
+            elif isinstance(step, Attention):
+                channels //= 3
+                out = self._buffer("attention", tokens * _words(channels), torch.int64)
+                self._attention(step, bits, out, steps, batch, height * width, channels, threads)
+                bits = out
+            else:
+                assert isinstance(step, AddBits)
+                counts = self._buffer("counts", tokens * channels, torch.uint8)
+                kernel("engine_add_bits", "pllipi")(
+                    bits.data_ptr(), tokens, channels, int(step.replace), counts.data_ptr(), threads
+                )
+                added = 1 if step.replace else added + 1
+        return self._head(counts if self.program.counts else stream, steps, batch, height * width, threads)
+
+    def _stem(self, x: Tensor, p: _Packed) -> Tensor:
+        images = x if x.ndim == 4 else x.transpose(0, 1).flatten(0, 1)
+        n, c, h, w = images.shape
+        if not self.integer:
+            y = F.conv2d(images.float().contiguous(memory_format=torch.channels_last), p.weight, p.bias, padding=1)
+            return y.contiguous(memory_format=torch.channels_last)
+        assert p.scale is not None
+        pixels = quantize_input(images, input_bits(self.program)).permute(0, 2, 3, 1).contiguous()
+        out = self._buffer("current", n * h * w * p.outputs, torch.int16)
+        kernel("engine_dense_stem", "pppplllllpi")(
+            pixels.data_ptr(), p.weight.data_ptr(), p.scale.data_ptr(), p.bias.data_ptr(), n, h, w, c, p.outputs,
+            out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def _fire(
+        self,
+        step: Fire,
+        source: Tensor,
+        repeated: bool,
+        steps: int,
+        batch: int,
+        height: int,
+        width: int,
+        channels: int,
+        threads: int,
+    ) -> Tensor:
+        pool = step.pool == "cml"
+        rows, columns = (-(-height // 2), -(-width // 2)) if pool else (height, width)
+        words = _words(channels)
+        out = self._buffer("bits", steps * batch * rows * columns * words, torch.int64)
+        shape = (int(repeated), steps, batch, height, width, channels, int(pool))
+        if self.integer:
+            n = quantize_neuron(step.lif)
+            kernel("engine_fire_i16", "pillllliiiipi")(
+                source.data_ptr(), *shape, n.keep, n.take, n.threshold, out.data_ptr(), threads
+            )
+        else:
+            neuron = _float_neuron(steps, step.lif)
+            kernel("engine_fire_f32", "pilllllippi")(
+                source.data_ptr(), *shape, ctypes.addressof(neuron), out.data_ptr(), threads
+            )
+        if step.pool != "sps":
+            return out
+        pooled = self._buffer("pooled", steps * batch * -(-height // 2) * -(-width // 2) * words, torch.int64)
+        kernel("engine_pool_bits", "pllllpi")(
+            out.data_ptr(), steps * batch, height, width, words, pooled.data_ptr(), threads
+        )
+        return pooled
+
+    def _attention(
+        self, step: Attention, qkv: Tensor, out: Tensor, steps: int, batch: int, tokens: int, channels: int, threads: int
+    ) -> None:
+        shape = (steps, batch, tokens, channels, step.heads)
+        if self.integer:
+            n = quantize_neuron(step.lif)
+            kernel("engine_attention_i16", "pllllliiiipi")(
+                qkv.data_ptr(), *shape, quantize_scale(step.scale), n.keep, n.take, n.threshold, out.data_ptr(), threads
+            )
+        else:
+            neuron = _float_neuron(steps, step.lif)
+            kernel("engine_attention_f32", "plllllfppi")(
+                qkv.data_ptr(), *shape, step.scale, ctypes.addressof(neuron), out.data_ptr(), threads
+            )
+
+    def _head(self, stream: Tensor, steps: int, batch: int, tokens: int, threads: int) -> Tensor:
+        channels = self.program.config.embed_dim
+        exact = self.integer or self.program.counts
+        sums = torch.empty(steps, batch, channels, dtype=torch.int64 if exact else torch.float64)
+        name = {torch.float32: "f32", torch.int16: "i16", torch.uint8: "u8"}[stream.dtype]
+        kernel(f"engine_sum_{name}", "pllllpi")(
+            stream.data_ptr(), 1, steps * batch, tokens, channels, sums.data_ptr(), threads
+        )
+        total = sums.cumsum(0)
+        if self.integer:
+            return logits_of(self.program, total, tokens).float()
+        divisor = torch.arange(1, steps + 1, dtype=torch.float64)[:, None, None] * tokens
+        return F.linear(total.double() / divisor, self.program.head_weight, self.program.head_bias).float()
+
+
+def _float_neuron(steps: int, config: LIFConfig) -> ctypes.Structure:
+    return neuron_args(steps, *neuron_constants(config))
