@@ -12,9 +12,8 @@ from spikingformer.data.events import EVENT_DTYPE, EventFileError, read_aedat20
 
 from .stream import Events
 
-PACKET_HEADER = struct.Struct(
-    "<HHIIIIII"
-)  # AEDAT 3.1: type, source, size, time offset, overflow, capacity, number, valid
+# AEDAT 3.1 packets: type, source, event size, time offset, overflow, capacity, number, valid
+PACKET_HEADER = struct.Struct("<HHIIIIII")
 _POLARITY, _EVENT_BYTES = 1, 8
 _LARGEST_PACKET = 1 << 28  # bytes; a larger one is damage
 _LONGEST_HEADER_LINE = 1 << 16
@@ -42,7 +41,7 @@ def event_chunks(source: str | Path) -> Iterator[Events]:
 
 
 def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
-    """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError where the stream is damaged."""
+    """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError where it is damaged."""
     _skip_header(file, name)
     while header := _read(file, PACKET_HEADER.size, name, whole_or_nothing=True):
         kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)

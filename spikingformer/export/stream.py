@@ -1,7 +1,7 @@
 """An event camera's recording, classified window by window while it comes in.
 
-A window is `steps` frames of `step_us` microseconds. Each frame goes through the model as soon as its time has passed, so
-after the window's last event only one time step is left to compute: that is the latency.
+A window is `steps` frames of `step_us` microseconds. Each frame goes through the model as soon as its time has passed,
+so after the window's last event only one time step is left to compute: that is the latency.
 """
 
 import itertools
@@ -78,8 +78,11 @@ class FrameCutter:
         self.counts = np.zeros(2 * self.settings.frame_size[0] * self.settings.frame_size[1], np.int64)
 
     def add(self, events: Events) -> Iterator[tuple[int, int, NDArray[np.float32]] | None]:
-        """Yields (start, events, frame) for every frame that these events complete; None for a silence too long to fill
-        with empty frames, after which the next frame starts at the next event. Raises ValueError for events off the sensor."""
+        """Yields (start, events, frame) for every frame that these events complete.
+
+        None stands for a silence too long to fill with empty frames: the next frame starts at the next event.
+        Raises ValueError for events off the sensor.
+        """
         s = self.settings
         self._check_on_sensor(events)
         t = events["t"]
@@ -123,17 +126,17 @@ class FrameCutter:
         x, y = events["x"], events["y"]
         if int(x.min()) < 0 or int(y.min()) < 0 or int(x.max()) >= width or int(y.max()) >= height:
             raise ValueError(
-                f"events reach x {x.min()}..{x.max()}, y {y.min()}..{y.max()}, outside the {width}x{height} sensor: give "
-                "the camera's size"
+                f"events reach x {x.min()}..{x.max()}, y {y.min()}..{y.max()}, outside the {width}x{height} sensor: "
+                "give the camera's size"
             )
 
 
 def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings) -> Iterator[Window]:
     """Classifies a stream of events, a `Window` as soon as each is complete; the unfinished rest is not classified.
 
-    `predictor`: any that steps (`load_predictor` of a checkpoint, of folded weights, or of a file made with --streaming),
-    trained on events. `chunks`: events sorted by time, in pieces of any length. Memory does not grow with the recording.
-    Raises ValueError for a predictor that cannot step or takes pictures.
+    `predictor`: any that steps (`load_predictor` of a checkpoint, of folded weights, or of a file made with
+    --streaming), trained on events. `chunks`: events sorted by time, in pieces of any length.
+    Memory does not grow with the recording. Raises ValueError for a predictor that cannot step or takes pictures.
     """
     if not isinstance(predictor, StepPredictor):
         raise ValueError("this file holds the whole model at once: export it with --streaming to feed it step by step")
