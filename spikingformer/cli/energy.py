@@ -164,27 +164,28 @@ def _print_table(document: dict[str, Any], all_rows: bool) -> None:
     from spikingformer.energy.result import table_rows
 
     console = Console(highlight=False)
-    totals, known = document["totals"], document["totals"]["energy_mj"] is not None
+    if not console.is_terminal:
+        console.width = 170
+    known = document["totals"]["energy_mj"] is not None
     rows = table_rows(document) if all_rows else table_rows({**document, "neurons": [], "elementwise": []})
-    table = Table(title=_title(document), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    columns = ["layer", "operation", "params", "dense MACs", "valid", "input"]
-    if known:
-        columns += ["rate", "SOPs", "MACs", "ACs", "updates", "energy", "share"]
-    for c in columns:
-        right = c not in ("layer", "operation", "input")
-        table.add_column(c, justify="right" if right else "left", no_wrap=True, overflow="fold")
-    for r in rows:
-        cells = [r["name"], f"{r['op']} {r['shape'] or ''}".strip(), _short(r["parameters"]), _short(r["dense"]),
-                 _short(r["valid"]), r["input_kind"] or ""]  # fmt: skip
-        if known:
-            cells += [_percent(r["input_rate"]), _short(r["sops"]), _short(r["macs"]), _short(r["acs"]),
-                      _short(r["updates"]), _micro(r["energy_pj"]), _percent(r["share"])]  # fmt: skip
-        table.add_row(*cells)
-    width = None if console.is_terminal else 200
-    console.print(table, width=width)
+    wide = console.width >= (150 if known else 110)
+    columns = _COLUMNS if known else _COLUMNS[:6]
+    if not wide:
+        columns = tuple(c for c in columns if c[0] in _NARROW)
+    console.print(_title(document), style="bold", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, _ in columns:
+        left = title in ("layer", "operation", "input")
+        table.add_column(title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(text(row) for _, text in columns))
+    console.print(table)
+    if not wide:
+        console.print("(more columns in a wider window, in --json and in --csv)", style="dim")
+    totals = document["totals"]
     console.print(f"\n{'dense products':<26}{_short(totals['dense'])}, valid {_short(totals['valid'])}")
-    for text in _summary(document):
-        console.print(text, soft_wrap=True)
+    for line in _summary(document):
+        console.print(line, soft_wrap=True)
     for w in document["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {w}", soft_wrap=True)
 
@@ -248,3 +249,21 @@ def _short(value: float | None) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.2f} {unit}"
     return f"{value:.3g}"
+
+
+_COLUMNS = (
+    ("layer", lambda r: r["name"]),
+    ("operation", lambda r: f"{r['op']} {r['shape'] or ''}".strip()),
+    ("params", lambda r: _short(r["parameters"])),
+    ("dense MACs", lambda r: _short(r["dense"])),
+    ("valid", lambda r: _short(r["valid"])),
+    ("input", lambda r: r["input_kind"] or ""),
+    ("rate", lambda r: _percent(r["input_rate"])),
+    ("SOPs", lambda r: _short(r["sops"])),
+    ("MACs", lambda r: _short(r["macs"])),
+    ("ACs", lambda r: _short(r["acs"])),
+    ("updates", lambda r: _short(r["updates"])),
+    ("energy", lambda r: _micro(r["energy_pj"])),
+    ("share", lambda r: _percent(r["share"])),
+)
+_NARROW = ("layer", "dense MACs", "input", "rate", "ACs", "energy", "share")

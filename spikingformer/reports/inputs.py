@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from torch import Tensor
 import spikingformer.models
 
 if TYPE_CHECKING:
+    from spikingformer.data.loading import EvaluationLoader
+    from spikingformer.data.settings import DataSettings
     from spikingformer.training.checkpoint import ModelInfo
 
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -79,3 +82,62 @@ def random_batches(opened: OpenedModel, samples: int, batch_size: int) -> tuple[
             yield torch.rand(min(batch_size, samples - start), *shape, generator=generator), None
 
     return batches(), samples
+
+
+def data_settings(opened: OpenedModel, name: str, root: str | None) -> DataSettings:
+    """The recipe's `data` section of a checkpoint, with another name or folder where they are given.
+
+    Raises ValueError where nothing says which data set to use.
+    """
+    from spikingformer.data.settings import DataSettings
+
+    values: dict[str, Any] = {}
+    if opened.info is not None and opened.info.recipe is not None:
+        values = dict(opened.info.recipe["data"])
+    elif not name:
+        raise ValueError(f"{opened.name} does not say which data it was trained on: give --data NAME")
+    config = opened.model.config
+    if name and name != values.get("name"):
+        values = {"name": name, "image_size": config.img_size[0], "channels": config.in_chans,
+                  "root": values.get("root", "data"), "frames": config.time_steps}  # fmt: skip
+        if opened.info is not None and opened.info.kind == "pictures":
+            values |= {"mean": opened.info.mean, "std": opened.info.std, "interpolation": opened.info.interpolation,
+                       "crop_fraction": opened.info.crop_fraction}  # fmt: skip
+    if root is not None:
+        values["root"] = root
+    return DataSettings.model_validate_json(json.dumps(values))
+
+
+def open_test_part(
+    opened: OpenedModel, name: str, root: str | None, batch_size: int, device: torch.device
+) -> tuple[EvaluationLoader, tuple[str, ...], DataSettings]:
+    """The test part, its class names and its settings. Raises ValueError for missing data or other classes."""
+    from spikingformer.training.distributed import World
+    from spikingformer.training.inputs import create_test_loader
+
+    settings = data_settings(opened, name, root)
+    loader, classes = create_test_loader(settings, batch_size, 0, device, World())
+    if len(classes) != opened.model.num_classes:
+        raise ValueError(
+            f"{settings.name} has {len(classes)} classes, the model {opened.model.num_classes}: "
+            "name the data set it was trained on with --data"
+        )
+    return loader, classes, settings
+
+
+def evaluation_batches(
+    opened: OpenedModel, name: str, root: str | None, batch_size: int, samples: int | None
+) -> tuple[Batches, int]:
+    """Batches (inputs, labels) of the test part, at most `samples`; and how many samples that makes."""
+    loader, _, _ = open_test_part(opened, name, root, batch_size, torch.device("cpu"))
+    total = min(samples or loader.samples, loader.samples)
+
+    def batches() -> Batches:
+        left = total
+        for batch in loader.batches():
+            yield batch.inputs[:left], batch.labels[:left]
+            left -= len(batch.labels[:left])
+            if left <= 0:
+                return
+
+    return batches(), total
