@@ -32,7 +32,7 @@ def read_trials(path: str | Path, num_classes: int = 11) -> list[Trial]:
     except csv.Error as error:
         raise EventFileError(path, f"is no csv file ({error}).") from None
     if not rows or rows[0] != _COLUMNS:
-        raise EventFileError(path, f"has the columns {rows[0][:5] if rows else []}; expected {_COLUMNS}.")
+        raise EventFileError(path, f"has the columns {','.join(rows[0])[:80] if rows else ''!r}; expected {_COLUMNS}.")
     if len(rows) > _MAX_ROWS:
         raise EventFileError(path, f"has {len(rows)} rows; at most {_MAX_ROWS} are plausible.")
     return [_parse_row(row, number, path, num_classes) for number, row in enumerate(rows[1:], start=2)]
