@@ -2,5 +2,15 @@
 
 from .neuron_op import lif
 from .product_op import PackedSpikes, pack_spikes, spike_conv, spike_conv3x3, spike_linear
+from .stage_op import bn_pool_lif, bn_statistics
 
-__all__ = ["PackedSpikes", "lif", "pack_spikes", "spike_conv", "spike_conv3x3", "spike_linear"]
+__all__ = [
+    "PackedSpikes",
+    "bn_pool_lif",
+    "bn_statistics",
+    "lif",
+    "pack_spikes",
+    "spike_conv",
+    "spike_conv3x3",
+    "spike_linear",
+]

@@ -1,0 +1,403 @@
+// The pointwise stage between two products: BatchNorm, residual, max-pool, LIF over all time steps, channels last.
+//
+//   z = (y - mean) * scale + bias [+ residual]      scale = weight / sqrt(variance + eps)
+//   pool 0: s = LIF(z)      pool 1 ("cml"): s = LIF(maxpool(z))      pool 2 ("sps"): s = maxpool(LIF(z))
+//
+// y is [Ty, B, H, W, C] with Ty = T, or 1 for a still picture whose current is the same at every step.
+// Pools are 3x3, stride 2, padding 1; of equal maxima the first in reading order gets the gradient.
+// The backward computes currents and membranes again from y, so y is all that a stage keeps.
+#include "common.h"
+
+namespace {
+
+struct StageArgs {
+  int64_t y_steps, batch, height, width, channels;
+  int32_t pool, threads;
+};
+struct Stage {
+  long T, Ty, B, H, W, C, OH, OW, step, pooled_step;  // step: values in one time step
+  int pool, threads;
+  Stage(const NeuronArgs& n, const StageArgs& a)
+      : T(n.steps), Ty(a.y_steps), B(a.batch), H(a.height), W(a.width), C(a.channels), OH((H + 1) / 2),
+        OW((W + 1) / 2), step(B * H * W * C), pooled_step(B * OH * OW * C), pool(a.pool), threads(a.threads) {}
+};
+
+template <class S> struct Affine {
+  const S *mean, *scale, *bias;
+};
+template <class E> struct Channel {  // one vector of channels of an Affine
+  typename E::Arithmetic::Vector mean, scale, bias;
+  Channel(const Affine<typename E::type>& a, long c, long m)
+      : mean(get_part<E>(a.mean + c, m)), scale(get_part<E>(a.scale + c, m)), bias(get_part<E>(a.bias + c, m)) {}
+  SPK_INLINE typename E::Arithmetic::Vector current(typename E::Arithmetic::Vector y) const {
+    return (y - mean) * scale + bias;
+  }
+};
+
+// Largest current of a window, where it lies (tap = 3 ky + kx) and the y there.
+template <class E> struct Peak {
+  typename E::Arithmetic::Vector y;
+  typename E::Arithmetic::Integer tap;
+};
+template <class E>
+SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long oy, long ox, long c, long m,
+                             typename E::Arithmetic::Vector sign) {
+  typedef typename E::Arithmetic A;
+  Peak<E> peak = {};
+  typename A::Vector best = {};
+  bool first = true;
+  for (int ky = 0; ky < 3; ky++) {
+    long yy = 2 * oy - 1 + ky;
+    if (yy < 0 || yy >= g.H) continue;
+    for (int kx = 0; kx < 3; kx++) {
+      long xx = 2 * ox - 1 + kx;
+      if (xx < 0 || xx >= g.W) continue;
+      typename A::Vector value = get_part<E>(image + (yy * g.W + xx) * g.C + c, m);
+      typename A::Vector key = value * sign;
+      typename A::Integer better = first ? (typename A::Integer){} - 1 : (typename A::Integer)(key > best);
+      best = select<A>(better, key, best);
+      peak.y = select<A>(better, value, peak.y);
+      peak.tap = (better & (ky * 3 + kx)) | (~better & peak.tap);
+      first = false;
+    }
+  }
+  return peak;
+}
+template <class A> SPK_INLINE typename A::Vector sign_of(typename A::Vector v) {
+  return only_where<A>(v > splat<A>(0), splat<A>(1)) - only_where<A>(v < splat<A>(0), splat<A>(1));
+}
+
+template <class A> SPK_INLINE void put_bytes(uint8_t* p, typename A::Integer v, long m) {
+  typedef uint8_t Bytes __attribute__((vector_size(A::lanes)));
+  Bytes b = __builtin_convertvector(v, Bytes);
+  memcpy(p, &b, m);
+}
+template <class A> SPK_INLINE typename A::Integer get_bytes(const uint8_t* p, long m) {
+  typedef uint8_t Bytes __attribute__((vector_size(A::lanes)));
+  Bytes b = {};
+  memcpy(&b, p, m);
+  return __builtin_convertvector(b, typename A::Integer);
+}
+
+// Gradient that pooled values [OH, OW, C] (one image, one step) send to pixel (y, x) of the unpooled picture.
+template <class E>
+SPK_INLINE typename E::Arithmetic::Vector gather(const Stage& g, const typename E::type* grad, const uint8_t* taps,
+                                                 long y, long x, long c, long m) {
+  typedef typename E::Arithmetic A;
+  typename A::Vector sum = {};
+  for (long oy = y / 2; oy <= (y + 1) / 2 && oy < g.OH; oy++)
+    for (long ox = x / 2; ox <= (x + 1) / 2 && ox < g.OW; ox++) {
+      long at = (oy * g.OW + ox) * g.C + c;
+      int tap = (int)((y + 1 - 2 * oy) * 3 + x + 1 - 2 * ox);
+      typename A::Integer mine = get_bytes<A>(taps + at, m) == (typename A::Integer){} + tap;
+      sum += only_where<A>(mine, get_part<E>(grad + at, m));
+    }
+  return sum;
+}
+
+template <class E>
+void statistics(const typename E::type* y, long rows, long channels, double* mean, double* variance, int threads) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  typedef typename A::Scalar S;
+  constexpr long L = A::lanes;
+  memset(mean, 0, channels * sizeof(double));
+  memset(variance, 0, channels * sizeof(double));
+  // Sums of differences from the first row: no cancellation when the mean is large beside the deviation.
+#pragma omp parallel num_threads(threads)
+  {
+    Range mine = my_share(rows, 64);
+    Scratch memory(2 * channels * sizeof(double));
+    double* sums = memory.as<double>();
+    memset(sums, 0, 2 * channels * sizeof(double));
+    for (long r0 = mine.begin; r0 < mine.end; r0 += 64) {
+      long r1 = minimum(mine.end, r0 + 64);
+      for (long c = 0; c < channels; c += L) {
+        long m = minimum(L, channels - c);
+        V origin = get_part<E>(y + c, m), sum = {}, square = {};
+        for (long r = r0; r < r1; r++) {
+          V d = get_part<E>(y + r * channels + c, m) - origin;
+          sum += d;
+          square = multiply_add(d, d, square);
+        }
+        S a[L], b[L];
+        store<A>(a, sum);
+        store<A>(b, square);
+        for (long i = 0; i < m; i++) {
+          sums[c + i] += a[i];
+          sums[channels + c + i] += b[i];
+        }
+      }
+    }
+#pragma omp critical
+    for (long c = 0; c < channels; c++) {
+      mean[c] += sums[c];
+      variance[c] += sums[channels + c];
+    }
+  }
+  for (long c = 0; c < channels; c++) {
+    double shift = mean[c] / rows;
+    double v = variance[c] / rows - shift * shift;
+    mean[c] = (double)y[c] + shift;
+    variance[c] = v > 0 ? v : 0;
+  }
+}
+
+template <class E>
+void stage_forward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
+                   const typename E::type* residual, const Affine<typename E::type>& affine, typename E::type* spikes,
+                   typename E::type* current, uint8_t* fired_bytes) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  constexpr long L = A::lanes;
+  const Stage g(args, stage_args);
+  const Neuron<A> shared(args);
+  if (g.pool == 1) {
+#pragma omp parallel for num_threads(g.threads) schedule(static)
+    for (long row = 0; row < g.B * g.OH; row++) {
+      const Neuron<A> neuron = shared;
+      const long b = row / g.OH, oy = row % g.OH;
+      for (long ox = 0; ox < g.OW; ox++)
+        for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
+          const Channel<E> channel(affine, c, m);
+          V v = splat<A>(neuron.v_rest), x = {}, sign = sign_of<A>(channel.scale);
+          for (long t = 0; t < g.T; t++) {
+            if (t < g.Ty)
+              x = channel.current(
+                  find_peak<E>(g, y + t * g.step + b * g.H * g.W * g.C, oy, ox, c, m, sign).y);
+            V h = neuron.charge(v, x);
+            auto fired = neuron.fires(h);
+            put_part<E>(spikes + t * g.pooled_step + (row * g.OW + ox) * g.C + c, only_where<A>(fired, splat<A>(1)), m);
+            v = neuron.reset(h, fired);
+          }
+        });
+    }
+    return;
+  }
+#pragma omp parallel for num_threads(g.threads) schedule(static)
+  for (long pixel = 0; pixel < g.B * g.H * g.W; pixel++) {
+    const Neuron<A> neuron = shared;
+    for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
+      const Channel<E> channel(affine, c, m);
+      const long at = pixel * g.C + c;
+      V v = splat<A>(neuron.v_rest), x = {};
+      for (long t = 0; t < g.T; t++) {
+        if (t < g.Ty) {
+          x = channel.current(get_part<E>(y + t * g.step + at, m));
+          if (residual) x += get_part<E>(residual + t * g.step + at, m);
+          if (current) put_part<E>(current + t * g.step + at, x, m);
+        }
+        V h = neuron.charge(v, x);
+        auto fired = neuron.fires(h);
+        if (g.pool == 2) put_bytes<A>(fired_bytes + t * g.step + at, fired & 1, m);
+        else put_part<E>(spikes + t * g.step + at, only_where<A>(fired, splat<A>(1)), m);
+        v = neuron.reset(h, fired);
+      }
+    });
+  }
+}
+
+// Pools spikes held as bytes: the pooled spikes (or null) and the tap of the first maximum (or null).
+template <class E>
+void pool_bytes(const NeuronArgs& args, const StageArgs& stage_args, const uint8_t* fired, typename E::type* spikes,
+                uint8_t* taps) {
+  const Stage g(args, stage_args);
+#pragma omp parallel for num_threads(g.threads) schedule(static)
+  for (long row = 0; row < g.T * g.B * g.OH; row++) {
+    const long oy = row % g.OH;
+    const uint8_t* image = fired + row / g.OH * g.H * g.W * g.C;
+    for (long ox = 0; ox < g.OW; ox++) {
+      const long at = (row * g.OW + ox) * g.C;
+      const long y0 = maximum(0, 2 * oy - 1), y1 = minimum(g.H, 2 * oy + 2);
+      const long x0 = maximum(0, 2 * ox - 1), x1 = minimum(g.W, 2 * ox + 2);
+      for (long c = 0; c < g.C; c++) {
+        uint8_t tap = (uint8_t)((y0 - 2 * oy + 1) * 3 + x0 - 2 * ox + 1), value = 0;
+        for (long yy = y0; yy < y1; yy++)
+          for (long xx = x0; xx < x1; xx++) {
+            uint8_t one = image[(yy * g.W + xx) * g.C + c];
+            uint8_t here = (uint8_t)((yy - 2 * oy + 1) * 3 + xx - 2 * ox + 1);
+            tap = one > value ? here : tap;
+            value |= one;
+          }
+        if (spikes) spikes[at + c] = (typename E::type)value;
+        if (taps) taps[at + c] = tap;
+      }
+    }
+  }
+}
+
+// Runs the neuron's backward for one vector of neurons; x(t) gives the current, grad(t) the gradient of the spike,
+// out(t, gradient of the current) takes the result, last step first. `memory`: T vectors for h.
+template <class A, int kind, class X, class G, class O>
+SPK_INLINE void neuron_backward(const Neuron<A>& neuron, long T, typename A::Vector* memory, X&& x, G&& grad, O&& out) {
+  typedef typename A::Vector V;
+  V v = splat<A>(neuron.v_rest);
+  for (long t = 0; t < T; t++) {
+    memory[t] = neuron.charge(v, x(t));
+    v = neuron.reset(memory[t], neuron.fires(memory[t]));
+  }
+  V carry = {};
+  for (long t = T - 1; t >= 0; t--) {
+    V grad_h = neuron.template grad_charge<kind>(memory[t], grad(t), carry);
+    V share = neuron.over_tau(grad_h);
+    out(t, neuron.decay ? share : grad_h);
+    carry = grad_h - share;
+  }
+}
+
+// Pass 1: gradient of the currents, and its sums over all positions, plain and times (y - mean).
+//   pool 1: grad_z is pooled [Ty, B, OH, OW, C] and `taps` is written; else grad_z is [Ty, B, H, W, C] and, for
+//   pool 2, `taps` is read and grad_spikes is pooled.
+template <class E>
+void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
+                    const typename E::type* residual, const Affine<typename E::type>& affine,
+                    const typename E::type* grad_spikes, const typename E::type* grad_current,
+                    typename E::type* grad_z, uint8_t* taps, double* sums) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  typedef typename A::Scalar S;
+  constexpr long L = A::lanes;
+  const Stage g(args, stage_args);
+  const Neuron<A> shared(args);
+  memset(sums, 0, 2 * g.C * sizeof(double));
+  const bool cml = g.pool == 1;
+  const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W;
+  const long z_step = cml ? g.pooled_step : g.step;
+  with_surrogate(args.surrogate, [&](auto kind) {
+#pragma omp parallel num_threads(g.threads)
+    {
+      const Neuron<A> neuron = shared;
+      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V)), sum_memory(2 * g.C * sizeof(double));
+      V *h = h_memory.as<V>(), *peaks = y_memory.as<V>();
+      double* my_sums = sum_memory.as<double>();
+      memset(my_sums, 0, 2 * g.C * sizeof(double));
+#pragma omp for schedule(static)
+      for (long row = 0; row < rows; row++) {
+        for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
+          const Channel<E> channel(affine, c, m);
+          const V sign = sign_of<A>(channel.scale);
+          V sum = {}, sum_y = {};
+          for (long column = 0; column < columns; column++) {
+            const long at = (row * columns + column) * g.C + c;
+            V x = {}, total = {};
+            neuron_backward<A, kind.value>(
+                neuron, g.T, h,
+                [&](long t) SPK_INLINE_LAMBDA {
+                  if (t >= g.Ty) return x;
+                  if (cml) {
+                    const Peak<E> peak = find_peak<E>(g, y + t * g.step + row / g.OH * g.H * g.W * g.C, row % g.OH,
+                                                      column, c, m, sign);
+                    put_bytes<A>(taps + t * z_step + at, peak.tap, m);
+                    peaks[t] = peak.y;
+                  } else {
+                    peaks[t] = get_part<E>(y + t * g.step + at, m);
+                  }
+                  x = channel.current(peaks[t]);
+                  if (residual) x += get_part<E>(residual + t * g.step + at, m);
+                  return x;
+                },
+                [&](long t) SPK_INLINE_LAMBDA {
+                  if (g.pool == 2) {
+                    const long image = (t * g.B + row / g.H) * g.OH * g.OW * g.C;
+                    return gather<E>(g, grad_spikes + image, taps + image, row % g.H, column, c, m);
+                  }
+                  return get_part<E>(grad_spikes + t * z_step + at, m);
+                },
+                [&](long t, V grad) SPK_INLINE_LAMBDA {
+                  total += grad;
+                  if (t >= g.Ty) return;
+                  if (grad_current) total += get_part<E>(grad_current + t * z_step + at, m);
+                  put_part<E>(grad_z + t * z_step + at, total, m);
+                  sum += total;
+                  sum_y += total * (peaks[t] - channel.mean);
+                  total = V{};
+                });
+          }
+          S a[L], b[L];
+          store<A>(a, sum);
+          store<A>(b, sum_y);
+          for (long i = 0; i < m; i++) {
+            my_sums[c + i] += a[i];
+            my_sums[g.C + c + i] += b[i];
+          }
+        });
+      }
+#pragma omp critical
+      for (long c = 0; c < 2 * g.C; c++) sums[c] += my_sums[c];
+    }
+  });
+}
+
+// Pass 2: grad_y = scale * grad_z + slope * (y - mean) + offset, the last two zero where the statistics are fixed.
+template <class E>
+void normalisation_backward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
+                            const typename E::type* mean, const typename E::type* scale, const typename E::type* slope,
+                            const typename E::type* offset, const typename E::type* grad_z, const uint8_t* taps,
+                            typename E::type* grad_y) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  constexpr long L = A::lanes;
+  const Stage g(args, stage_args);
+#pragma omp parallel for num_threads(g.threads) schedule(static)
+  for (long row = 0; row < g.Ty * g.B * g.H; row++) {
+    const long image = row / g.H * g.OH * g.OW * g.C;
+    for (long x = 0; x < g.W; x++)
+      for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
+        const long at = (row * g.W + x) * g.C + c;
+        V grad = g.pool == 1 ? gather<E>(g, grad_z + image, taps + image, row % g.H, x, c, m)
+                             : get_part<E>(grad_z + at, m);
+        V centred = get_part<E>(y + at, m) - get_part<E>(mean + c, m);
+        put_part<E>(grad_y + at,
+                    get_part<E>(scale + c, m) * grad + get_part<E>(slope + c, m) * centred + get_part<E>(offset + c, m),
+                    m);
+      });
+  }
+}
+
+}  // namespace
+
+#define SPK_BOTH(call32, call64) \
+  if (element == 0) call32;      \
+  else call64
+
+SPK_EXPORT(bn_statistics)(int element, const void* y, long rows, long channels, double* mean, double* variance,
+                          int threads) {
+  SPK_BOTH(statistics<ElementF32>((const float*)y, rows, channels, mean, variance, threads),
+           statistics<ElementF64>((const double*)y, rows, channels, mean, variance, threads));
+}
+SPK_EXPORT(stage_forward)(const NeuronArgs* n, const StageArgs* s, int element, const void* y, const void* residual,
+                          const void* mean, const void* scale, const void* bias, void* spikes, void* current,
+                          uint8_t* fired) {
+  SPK_BOTH(stage_forward<ElementF32>(*n, *s, (const float*)y, (const float*)residual,
+                                     {(const float*)mean, (const float*)scale, (const float*)bias}, (float*)spikes,
+                                     (float*)current, fired),
+           stage_forward<ElementF64>(*n, *s, (const double*)y, (const double*)residual,
+                                     {(const double*)mean, (const double*)scale, (const double*)bias}, (double*)spikes,
+                                     (double*)current, fired));
+}
+SPK_EXPORT(pool_bytes)(const NeuronArgs* n, const StageArgs* s, int element, const uint8_t* fired, void* spikes,
+                       uint8_t* taps) {
+  SPK_BOTH(pool_bytes<ElementF32>(*n, *s, fired, (float*)spikes, taps),
+           pool_bytes<ElementF64>(*n, *s, fired, (double*)spikes, taps));
+}
+SPK_EXPORT(stage_backward)(const NeuronArgs* n, const StageArgs* s, int element, const void* y, const void* residual,
+                           const void* mean, const void* scale, const void* bias, const void* grad_spikes,
+                           const void* grad_current, void* grad_z, uint8_t* taps, double* sums) {
+  SPK_BOTH(stage_backward<ElementF32>(*n, *s, (const float*)y, (const float*)residual,
+                                      {(const float*)mean, (const float*)scale, (const float*)bias},
+                                      (const float*)grad_spikes, (const float*)grad_current, (float*)grad_z, taps, sums),
+           stage_backward<ElementF64>(*n, *s, (const double*)y, (const double*)residual,
+                                      {(const double*)mean, (const double*)scale, (const double*)bias},
+                                      (const double*)grad_spikes, (const double*)grad_current, (double*)grad_z, taps,
+                                      sums));
+}
+SPK_EXPORT(normalisation_backward)(const NeuronArgs* n, const StageArgs* s, int element, const void* y,
+                                   const void* mean, const void* scale, const void* slope, const void* offset,
+                                   const void* grad_z, const uint8_t* taps, void* grad_y) {
+  SPK_BOTH(normalisation_backward<ElementF32>(*n, *s, (const float*)y, (const float*)mean, (const float*)scale,
+                                              (const float*)slope, (const float*)offset, (const float*)grad_z, taps,
+                                              (float*)grad_y),
+           normalisation_backward<ElementF64>(*n, *s, (const double*)y, (const double*)mean, (const double*)scale,
+                                              (const double*)slope, (const double*)offset, (const double*)grad_z, taps,
+                                              (double*)grad_y));
+}
