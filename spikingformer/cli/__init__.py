@@ -66,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.run(args)
+    except BrokenPipeError:  # the reader of our output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if os.environ.get("SPIKINGFORMER_TRACEBACK"):
             raise
         sys.stdout.flush()
         print(f"spikingformer {args.command}: {_one_screen(error)}", file=sys.stderr)
         return BAD_INPUT
-    except BrokenPipeError:  # the reader of our output has left (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,0 +1,78 @@
+"""`spikingformer evaluate CHECKPOINT`: accuracy and loss on the test part."""
+
+import argparse
+
+from spikingformer.cli.checkpoint_data import add_data_options
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="accuracy and loss of a checkpoint",
+        description="Top-1, top-5, loss, accuracy of each class and after each time step, on the test part of the data "
+        "the checkpoint was trained on (or of --data).",
+        epilog="example: spikingformer evaluate runs/a/best.safetensors --json",
+    )
+    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    add_data_options(parser)
+    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="evaluate at another picture size")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples a batch (default 128)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures (default 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="other: under autocast")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    import time
+    from dataclasses import asdict
+
+    import torch
+
+    from spikingformer.cli.checkpoint_data import data_settings
+    from spikingformer.models import SpikingTransformer
+    from spikingformer.training.checkpoint import load_model
+    from spikingformer.training.distributed import World
+    from spikingformer.training.evaluation import evaluate
+    from spikingformer.training.inputs import create_test_loader
+    from spikingformer.training.setup import autocast_factory, choose_device
+
+    if args.batch_size < 1 or args.workers < 0:
+        raise ValueError(f"--batch-size {args.batch_size}, --workers {args.workers}: expected at least 1 and at least 0")
+    model, info = load_model(args.checkpoint, args.img_size)
+    settings = data_settings(args, info)
+    device = choose_device(args.device)
+    loader, class_names = create_test_loader(settings, args.batch_size, args.workers, device, World())
+    classes = int(info.kwargs["num_classes"])
+    if len(class_names) != classes:
+        raise ValueError(
+            f"{args.checkpoint}: the model has {classes} classes, {settings.name} in {settings.root} has "
+            f"{len(class_names)}: choose the data it was trained on with --data and --root"
+        )
+    model = model.to(device)
+    began = time.monotonic()
+    with autocast_factory(args.precision, device)():
+        found = evaluate(model, loader, classes, every_step=isinstance(model, SpikingTransformer))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.monotonic() - began
+    if args.json:
+        per_class = [{"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)]
+        values = {**asdict(found), "per_class": per_class, "seconds": seconds, "checkpoint": args.checkpoint}
+        values |= {"model": info.name, "data": settings.name, "image_size": settings.image_size, "epoch": info.epoch}
+        print(json.dumps(values))
+        return 0
+    print(f"{info.name} on {settings.name}, {found.samples} test samples, {settings.image_size}x{settings.image_size}")
+    print(f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   {found.samples / seconds:.0f} samples/s")
+    if found.top1_after_step:
+        print("top-1 after each time step: " + "  ".join(f"{value:.2f} %" for value in found.top1_after_step))
+    if found.unreadable:
+        print(f"{found.unreadable} unreadable pictures left out")
+    rows = sorted(zip(class_names, found.per_class, strict=True), key=lambda row: row[1][0] / max(row[1][1], 1))
+    shown = rows if len(rows) <= 20 else rows[:10]
+    print("per class" + ("" if len(rows) <= 20 else f", the 10 worst of {len(rows)} (all of them: --json)") + ":")
+    for name, (right, samples) in shown:
+        print(f"  {name:<24} {right:>5}/{samples:<5} {100 * right / max(samples, 1):6.2f} %")
+    return 0

@@ -1,0 +1,82 @@
+"""`spikingformer predict CHECKPOINT PATH...`: classes of pictures or recordings."""
+
+import argparse
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+RECORDINGS = (".aedat", ".bin", ".bs2")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "predict",
+        help="classes of pictures or recordings",
+        description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin and .bs2.",
+        epilog="example: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3",
+    )
+    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each file (default 5)")
+    parser.add_argument("--batch-size", type=int, default=32, help="files at a time (default 32)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from spikingformer.cli.prediction import predict_files, predict_samples
+    from spikingformer.training.checkpoint import load_model
+    from spikingformer.training.setup import choose_device
+
+    if not args.paths and not args.samples:
+        raise ValueError("nothing to predict: give files or folders, or --samples N")
+    if args.top < 1 or args.batch_size < 1:
+        raise ValueError(f"--top {args.top}, --batch-size {args.batch_size}: expected at least 1")
+    model, info = load_model(args.checkpoint)
+    model = model.to(choose_device(args.device))
+    suffixes = PICTURES if info.kind == "pictures" else RECORDINGS
+    files = find_files(args.paths, suffixes)
+    unreadable = 0
+    sources = [predict_files(model, info, files, args.top, args.batch_size)]
+    if args.samples:
+        sources.append(predict_samples(model, info, args.samples, args.top))
+    for source in sources:
+        for row in source:
+            unreadable += "error" in row
+            if args.json:
+                print(json.dumps(row), flush=True)
+            elif "error" in row:
+                print(f"{row['file']}: not readable ({row['error']})")
+            else:
+                ranked = "  ".join(f"{c['name']} {c['probability']:.1%}" for c in row["classes"])
+                truth = f"  (is {row['label']})" if "label" in row else ""
+                steps = "  after each step: " + ", ".join(row["after_step"]) if "after_step" in row else ""
+                print(f"{row['file']}: {ranked}{truth}{steps}")
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(files)} files could not be read (named above); the others are done")
+    return 0
+
+
+def find_files(paths: list[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Files as given, folders searched for files of a known kind.
+
+    Raises:
+        ValueError: a path that is not there, or a folder without such files.
+    """
+    from pathlib import Path
+
+    found = []
+    for text in paths:
+        path = Path(text)
+        if path.is_file():
+            found.append(str(path))
+        elif path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            if not inside:
+                raise ValueError(f"{path}: no file in it ends in {', '.join(suffixes)}")
+            found += inside
+        else:
+            raise ValueError(f"{path}: no such file or folder")
+    return found

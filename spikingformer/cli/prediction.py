@@ -1,0 +1,107 @@
+"""The most likely classes of files and of test samples."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from spikingformer.data.folder import UnreadablePicture, decode_picture
+from spikingformer.data.per_sample import evaluation_transform
+from spikingformer.models import SpikingTransformer
+from spikingformer.training.checkpoint import ModelInfo
+
+
+def _ranked(logits: torch.Tensor, info: ModelInfo, top: int) -> list[dict[str, Any]]:
+    probabilities = logits.float().softmax(0)
+    best = probabilities.topk(min(top, len(probabilities)))
+    return [
+        {"name": info.class_names[int(i)], "index": int(i), "probability": float(p)}
+        for p, i in zip(best.values, best.indices, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int, batch_size: int) -> Iterator[dict]:
+    """One row a file: {"file", "classes": [{"name", "index", "probability"}]} or {"file", "error"}."""
+    if info.kind == "events":
+        for file in files:
+            yield _predict_recording(model, info, file, top)
+        return
+    device = next(model.parameters()).device
+    transform = evaluation_transform(
+        info.image_size[0], info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
+    )
+    for start in range(0, len(files), batch_size):
+        chosen = files[start : start + batch_size]
+        decoded = []
+        for file in chosen:
+            with open(file, "rb") as stream:
+                decoded.append(decode_picture(stream, info.channels, file))
+        readable = [transform(picture) for picture in decoded if not isinstance(picture, UnreadablePicture)]
+        logits = iter(model(torch.stack(readable).to(device)) if readable else [])
+        for file, picture in zip(chosen, decoded, strict=True):
+            if isinstance(picture, UnreadablePicture):
+                yield {"file": file, "error": picture.reason}
+            else:
+                yield {"file": file, "classes": _ranked(next(logits), info, top)}
+
+
+def _read_recording(file: str) -> np.ndarray:
+    """Events of a recording; AEDAT 2.0 and 3.1 are told apart by their first line."""
+    from spikingformer.data.events import read_aedat20, read_aedat31, read_nmnist
+
+    if Path(file).suffix.lower() != ".aedat":
+        return read_nmnist(file)
+    with open(file, "rb") as stream:
+        version = stream.read(32)
+    return read_aedat31(file) if version.startswith(b"#!AER-DAT3") else read_aedat20(file)
+
+
+def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:
+    from spikingformer.data.events.catalogue import CATALOGUE
+    from spikingformer.data.events.frames import events_to_frames
+
+    data = (info.recipe or {}).get("data", {})
+    row = CATALOGUE.get(data.get("name", ""))
+    sensor = row.sensor_size if row is not None else (128, 128)
+    try:
+        frames = events_to_frames(
+            _read_recording(file), info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
+        )
+    except ValueError as error:
+        return {"file": file, "error": str(error)}
+    inputs = torch.from_numpy(frames).float()[None].to(next(model.parameters()).device)
+    steps = model.forward_steps(inputs)[:, 0] if isinstance(model, SpikingTransformer) else model(inputs)
+    return {
+        "file": file,
+        "classes": _ranked(steps[-1], info, top),
+        "after_step": [info.class_names[int(step.argmax())] for step in steps],
+    }
+
+
+@torch.inference_mode()
+def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> Iterator[dict]:
+    """The first `count` test samples of the training data, with their true class."""
+    import argparse
+
+    from spikingformer.cli.checkpoint_data import data_settings
+    from spikingformer.training.distributed import World
+    from spikingformer.training.inputs import create_test_loader
+
+    settings = data_settings(argparse.Namespace(data=None, root=None), info)
+    device = next(model.parameters()).device
+    loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())
+    done = 0
+    for batch in loader.batches():
+        for logits, label in zip(model(batch.inputs), batch.labels, strict=True):
+            if done == count:
+                return
+            yield {
+                "file": f"{settings.name} test sample {done}",
+                "classes": _ranked(logits, info, top),
+                "label": class_names[int(label)],
+            }
+            done += 1

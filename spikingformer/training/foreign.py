@@ -1,0 +1,50 @@
+"""Checkpoints from elsewhere (.pth, .pth.tar): tensors and plain values are read, nothing in them is run."""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def read_published(path: Path) -> Any:
+    """What torch.load finds under weights_only=True; argparse.Namespace (left behind by training scripts) is allowed.
+
+    Raises:
+        ValueError: missing, damaged, or holding objects that would have to be executed (names them).
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: refused, it holds more than weights{_unsafe(path)}; nothing was run") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable PyTorch checkpoint, perhaps truncated ({reason})") from None
+
+
+def _unsafe(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # the file is damaged or of an old form: the refusal stands without the names
+        return ""
+    return f" ({', '.join(sorted(names)[:5])})" if names else ""
+
+
+def weights_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict inside, by bare names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path}: no weights in it (expected `state_dict`, `model` or a bare state dict)")
+    return {
+        str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, torch.Tensor)
+    }
