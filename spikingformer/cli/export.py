@@ -4,14 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
-FORMATS = ("onnx", "torch", "nir", "weights")
-SUFFIX = {"onnx": ".onnx", "torch": ".pt2", "nir": ".nir", "weights": ".safetensors"}
+FORMATS = ("onnx", "torch", "nir", "weights", "hub")
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2", "nir": ".nir", "weights": ".safetensors", "hub": ""}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "export",
-        help="write a trained model as ONNX, torch.export, NIR or folded weights",
+        help="write a trained model as ONNX, torch.export, NIR, folded weights or a hub folder",
         description="Folds BatchNorm (checked in float64), writes the model in another format, and runs the file once "
         "to compare. Every file carries its preprocessing, class names, time steps and the checkpoint's hash; "
         "`spikingformer predict` runs it.",
@@ -27,6 +27,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--compile", action="store_true", help="torch: compiled for this processor (AOTInductor; needs a C++ compiler)"
     )
     parser.add_argument("--part", default="", help="nir: the module to write, for example blocks.0.mlp")
+    parser.add_argument(
+        "--energy",
+        metavar="FILE",
+        help="hub: estimate for the model card, from `spikingformer energy ... --data --json`",
+    )
+    parser.add_argument("--licence", metavar="NAME", help="hub: licence of the weights (default: apache-2.0)")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison of the file with the model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -40,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.output) if args.output else _beside(source, args)
     if target.resolve() == source.resolve():
         raise ValueError(f"the output would overwrite the checkpoint {source}: name another file with -o")
+    if args.to == "hub":
+        return _write_hub_folder(source, target, args)
     model, metadata = checkpoint.load_checkpoint(source)
     check = not args.no_check
     if args.to == "onnx":
@@ -68,12 +76,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _write_hub_folder(source: Path, target: Path, args: argparse.Namespace) -> int:
+    from spikingformer.export.checkpoint import load_checkpoint
+    from spikingformer.export.hub import save_hub_folder
+    from spikingformer.export.model_card import CardFacts, EnergyEstimate
+    from spikingformer.training.checkpoint import read_model_file
+
+    energy = EnergyEstimate.read(args.energy) if args.energy else None
+    model, metadata = load_checkpoint(source)
+    _, info = read_model_file(source)
+    card = CardFacts.from_run(info, energy, args.licence or CardFacts.licence)
+    folder = save_hub_folder(model, target, metadata, card)
+    files = sorted(p.name for p in folder.iterdir())
+    summary = {"format": "hub", "path": str(folder), "files": files, "checkpoint_sha256": metadata.checkpoint_sha256}
+    print(json.dumps(summary, indent=2) if args.json else f"{folder}: {', '.join(files)}")
+    return 0
+
+
 def _refuse_what_the_format_lacks(args: argparse.Namespace) -> None:
     for flag, formats in (
         ("streaming", ("onnx", "torch")),
         ("spikes", ("onnx",)),
         ("compile", ("torch",)),
         ("part", ("nir",)),
+        ("energy", ("hub",)),
+        ("licence", ("hub",)),
     ):
         if getattr(args, flag) and args.to not in formats:
             raise ValueError(f"--{flag} is for --to {' and '.join(formats)}, got --to {args.to}: leave it away")
@@ -83,6 +110,8 @@ def _beside(source: Path, args: argparse.Namespace) -> Path:
     name = source.stem
     if args.to == "weights":
         name += "-folded"
+    if args.to == "hub":
+        name += "-hub"
     if args.streaming:
         name += "-step"
     return source.with_name(name + SUFFIX[args.to])

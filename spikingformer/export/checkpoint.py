@@ -1,6 +1,7 @@
 """A run's checkpoint as export sees it: the model, and what an exported file must say of it."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,7 +25,8 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
     preprocessing = Preprocessing(
         info.image_size, tuple(info.mean), tuple(info.std), info.interpolation, info.crop_fraction
     )
-    return model, describe(model, info.class_names, file_sha256(path), preprocessing)
+    described = describe(model, info.class_names, file_sha256(path), preprocessing)
+    return model, replace(described, input=info.kind)
 
 
 def is_checkpoint(path: str | Path) -> bool:

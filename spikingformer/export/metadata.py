@@ -107,7 +107,7 @@ def describe(
         raise ValueError(
             f"the model has {model.num_classes} classes but {len(names)} class names were given: give one a class"
         )
-    config = {f.name: getattr(model.config, f.name) for f in fields(model.config)}
+    config = {f.name: _tuples(getattr(model.config, f.name)) for f in fields(model.config)}
     config["num_classes"] = model.num_classes
     return ExportMetadata(
         model=name,

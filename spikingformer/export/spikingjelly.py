@@ -76,7 +76,7 @@ def _check(model: SpikingTransformer) -> None:
                 f"SpikingJelly's Spikformer has {name} {value!r}, this model {getattr(c, name)!r}: "
                 "the spikes would differ"
             )
-    if c.pooled_stages not in ((2, 3), (0, 1, 2, 3)):
+    if tuple(c.pooled_stages) not in ((2, 3), (0, 1, 2, 3)):
         raise ValueError(f"SpikingJelly's Spikformer pools stages (2, 3) or all four, got {c.pooled_stages}")
 
 

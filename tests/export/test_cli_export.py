@@ -69,6 +69,13 @@ def test_a_part_goes_to_nir(checkpoint, tmp_path, capsys):
     assert "mlp.nir" in capsys.readouterr().out
 
 
+def test_hub_folder_has_a_card(checkpoint, capsys):
+    assert spikingformer(checkpoint, "--to", "hub", "--licence", "mit", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert "license: mit" in (checkpoint.parent / "best-hub" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,0 +1,84 @@
+"""A hub folder: what timm's `save_for_hf_hub` and `push_to_hf_hub` lay out, with a model card written from the run.
+
+Plain timm loads it: `import spikingformer; timm.create_model("local-dir:FOLDER", pretrained=True)`, and once it is on a
+hub `timm.create_model("hf-hub:USER/NAME", pretrained=True)`.
+"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+
+from spikingformer.models import VARIANTS, SpikingTransformer
+
+from .fold import is_folded
+from .metadata import ExportMetadata
+from .model_card import CardFacts, model_card
+
+CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
+
+
+def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: ExportMetadata, card: CardFacts) -> Path:
+    """Writes config.json, model.safetensors (not folded: it can be fine-tuned) and README.md; returns the folder.
+
+    Raises ValueError for a folded model, and for a folder that holds something else already.
+    """
+    if is_folded(model):
+        raise ValueError("a hub folder holds a model that can be trained on: give it before BatchNorm is folded")
+    target = Path(folder)
+    _check_target(target)
+    pre = metadata.preprocessing
+    config: dict[str, Any] = {
+        "label_names": list(metadata.class_names),
+        "time_steps": metadata.time_steps,
+        "checkpoint_sha256": metadata.checkpoint_sha256,
+        "pretrained_cfg": {
+            "input_size": (model.config.in_chans, *pre.size),
+            "mean": pre.mean,
+            "std": pre.std,
+            "interpolation": pre.interpolation,
+            "crop_pct": pre.crop_fraction,
+            "license": card.licence,
+        },
+    }
+    save_for_hf(
+        model, str(target), model_config=config, model_args=arguments_beyond_variant(metadata), safe_serialization=True
+    )
+    (target / CARD_FILE).write_text(model_card(metadata, card), encoding="utf-8")
+    return target
+
+
+def push_hub_folder(folder: str | Path, repository: str, token: str | None = None, private: bool = True) -> str:
+    """Uploads a folder of `save_hub_folder` to `repository` ("user/name"); returns its address.
+
+    Raises ValueError for a folder without a model and for a name that is not "user/name".
+    """
+    from huggingface_hub import HfApi
+
+    source = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} has no {name}: write it with save_hub_folder first")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f'a repository is named "user/name", got {repository!r}')
+    api = HfApi(token=token)
+    address = api.create_repo(repository, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=str(source))
+    return str(address)
+
+
+def arguments_beyond_variant(metadata: ExportMetadata) -> dict[str, Any]:
+    """The arguments of timm.create_model that make this model from its variant: those that differ."""
+    variant = VARIANTS[metadata.model]
+    names = [f.name for f in fields(variant) if f.name != "drop_path_rate"]
+    return {n: metadata.config[n] for n in names if metadata.config[n] != getattr(variant, n)}
+
+
+def _check_target(target: Path) -> None:
+    if target.is_file():
+        raise ValueError(f"{target} is a file: name a folder to write the model to")
+    ours = {CARD_FILE, CONFIG_FILE, WEIGHTS_FILE}
+    if target.is_dir() and (others := sorted(p.name for p in target.iterdir() if p.name not in ours)):
+        raise ValueError(f"{target} holds other files ({others[0]}): name a new folder, all of it would be published")
