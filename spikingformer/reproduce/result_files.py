@@ -1,0 +1,122 @@
+"""Results as files: one JSON a table row with all its runs, one JSON a study. Pages are made from these alone."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spikingformer.reproduce.statistics import mean_interval, standard_deviation
+from spikingformer.training.atomic import write_atomic
+
+RUNS_SCHEMA, STUDY_SCHEMA = "spikingformer-runs/1", "spikingformer-study/1"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run. top1: percent on the part that chose the best epoch; epochs are counted from 0.
+
+    hours: training and evaluation, all legs together. curve: top1 after each evaluated epoch.
+    energy: mJ a sample and mean rates on the test part, by `spikingformer.energy`; None: not counted.
+    """
+
+    seed: int
+    best_top1: float
+    best_epoch: int
+    last_top1: float
+    epochs: int
+    hours: float
+    samples_per_second: float
+    curve: tuple[float, ...]
+    overrides: tuple[str, ...]
+    machine: dict[str, Any]
+    energy: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """All runs of one row, by seed."""
+
+    row: str
+    recipe: str
+    runs: tuple[RunRecord, ...] = field(default_factory=tuple)
+
+    def best(self) -> list[float]:
+        return [r.best_top1 for r in self.runs]
+
+    def last(self) -> list[float]:
+        return [r.last_top1 for r in self.runs]
+
+    def summary(self) -> dict[str, Any]:
+        best, last = mean_interval(self.best()), mean_interval(self.last())
+        return {
+            "n": len(self.runs),
+            "best_top1_mean": best.value,
+            "best_top1_std": standard_deviation(self.best()),
+            "best_top1_half_width_95": best.half_width,
+            "last_top1_mean": last.value,
+            "last_top1_std": standard_deviation(self.last()),
+            "last_top1_half_width_95": last.half_width,
+        }
+
+    def with_run(self, run: RunRecord) -> "RowResult":
+        """The same with this run, in place of an earlier one of its seed."""
+        runs = {r.seed: r for r in self.runs} | {run.seed: run}
+        return RowResult(self.row, self.recipe, tuple(runs[seed] for seed in sorted(runs)))
+
+
+def row_path(folder: Path, row: str) -> Path:
+    return folder / "runs" / f"{row}.json"
+
+
+def study_path(folder: Path, study: str) -> Path:
+    return folder / f"{study}.json"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _read(path: Path, schema: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: damaged: not a JSON file with a schema; rerun what made it") from None
+    if found != schema:
+        raise ValueError(f"{path}: expected schema {schema!r}, got {found!r}")
+    return values
+
+
+def write_row(folder: Path, result: RowResult) -> Path:
+    path = row_path(folder, result.row)
+    write_json(path, {"schema": RUNS_SCHEMA, "row": result.row, "recipe": result.recipe, "summary": result.summary(),
+                      "runs": [asdict(r) for r in result.runs]})  # fmt: skip
+    return path
+
+
+def read_row(folder: Path, row: str) -> RowResult | None:
+    """The row's results, None where it has not been run. Raises ValueError for a damaged file."""
+    path = row_path(folder, row)
+    if not path.exists():
+        return None
+    values = _read(path, RUNS_SCHEMA)
+    try:
+        runs = [
+            RunRecord(**{**r, "curve": tuple(r["curve"]), "overrides": tuple(r["overrides"])}) for r in values["runs"]
+        ]
+        return RowResult(values["row"], values["recipe"], tuple(runs))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); rerun it with `spikingformer reproduce {row}`") from None
+
+
+def write_study(folder: Path, study: str, command: str, machine: dict[str, Any], values: dict[str, Any]) -> Path:
+    path = study_path(folder, study)
+    write_json(path, {"schema": STUDY_SCHEMA, "study": study, "command": command, "machine": machine, **values})
+    return path
+
+
+def read_study(folder: Path, study: str) -> dict[str, Any] | None:
+    """A study's values, None where it has not been run. Raises ValueError for a damaged file."""
+    path = study_path(folder, study)
+    return _read(path, STUDY_SCHEMA) if path.exists() else None

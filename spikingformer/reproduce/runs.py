@@ -1,0 +1,130 @@
+"""Runs a row of the ledger, seed by seed, and keeps what came of it as a results file."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikingformer.reproduce.evidence import describe_machine
+from spikingformer.reproduce.ledger import Row, Table
+from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
+from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, write_row
+from spikingformer.training.checkpoint import load_model
+from spikingformer.training.recipe import Recipe, load_recipe
+from spikingformer.training.run_folder import BEST_FILE
+
+# overrides that leave a run what it is: where and how it is computed, not what
+_FREE = ("data.root", "data.cache", "device", "workers", "threads", "checkpoint.", "log.", "evaluation_batch_size")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ValueError for an override that would make another run of the row."""
+    for text in overrides:
+        key = text.split("=", 1)[0]
+        if not any(key == f or (f.endswith(".") and key.startswith(f)) for f in _FREE):
+            raise ValueError(
+                f"override {text!r}: that would be another run than the row's. Only {', '.join(_FREE)} may change; "
+                "for anything else use `spikingformer train`"
+            )
+
+
+def row_recipe(row: Row, seed: int, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe a run of the row follows. Raises ValueError where the package has none."""
+    return load_recipe(row.recipe, [*row.overrides, f"seed={seed}", *overrides])
+
+
+def run_folder(output: Path, row: Row, seed: int) -> Path:
+    return output / row.id / f"seed-{seed}"
+
+
+def hours_needed(row: Row, table: Table, samples_per_second: float) -> float:
+    """Hours of training for all the row's seeds at a speed; evaluation is not in it."""
+    recipe = row_recipe(row, row.seeds[0])
+    return len(row.seeds) * recipe.total_epochs * table.train_samples / samples_per_second / 3600
+
+
+def run_row(
+    row: Row,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    output: Path,
+    results: Path,
+    leg_is_over: LegIsOver,
+    max_legs: int | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Trains what is missing of a row and writes its results file; True once every seed is done.
+
+    Seeds that the results file has already are skipped; runs that were begun go on.
+
+    Raises:
+        ValueError: overrides that change the row, bad data, or training that fails.
+    """
+    check_overrides(overrides)
+    known = read_row(results, row.id) or RowResult(row.id, row.recipe)
+    have = {r.seed for r in known.runs}
+    for seed in seeds:
+        if seed in have:
+            say(f"{row.id}, seed {seed}: done before")
+            continue
+        folder = run_folder(output, row, seed)
+        asked = [*row.overrides, f"seed={seed}", *overrides]
+        legs = train_in_legs(row.recipe, asked, folder, leg_is_over, max_legs)
+        if not legs.finished:
+            say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command goes on")
+            return False
+        record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy)
+        known = known.with_run(record)
+        say(f"{row.id}, seed {seed}: best {record.best_top1:.2f} %; {write_row(results, known)}")
+    return True
+
+
+def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool) -> RunRecord:
+    """The record of a finished run, from its folder. Raises ValueError where it is not finished."""
+    records = epoch_records(folder)
+    curve = [r["top1"] for r in records if "top1" in r]
+    if not is_finished(folder) or not curve:
+        raise ValueError(f"{folder}: not a finished run: train it to the end first")
+    evaluated = [r for r in records if "top1" in r]
+    best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
+    return RunRecord(
+        seed=recipe.seed,
+        best_top1=best["top1"],
+        best_epoch=best["epoch"],
+        last_top1=curve[-1],
+        epochs=len(records),
+        hours=sum(r["seconds"] for r in records) / 3600,
+        samples_per_second=statistics.median(r["samples_per_second"] for r in records),
+        curve=tuple(round(v, 4) for v in curve),
+        overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
+        machine=describe_machine(),
+        energy=count_energy(folder / BEST_FILE, recipe) if energy else None,
+    )
+
+
+def count_energy(checkpoint: Path, recipe: Recipe, max_samples: int = 2000) -> dict[str, Any]:
+    """Energy and rates of a checkpoint on the first samples of its test part, by the preset "exact"."""
+    from spikingformer.energy import OperationCounter
+    from spikingformer.energy.result import energy_document
+    from spikingformer.training.distributed import World
+    from spikingformer.training.inputs import create_test_loader
+
+    model, info = load_model(checkpoint)
+    loader, _ = create_test_loader(recipe.data, recipe.evaluation_batch_size, 0, torch.device("cpu"), World())
+    counter = OperationCounter(model, name=info.name)
+    with torch.no_grad():
+        for seen, batch in enumerate(loader.batches()):
+            if seen * recipe.evaluation_batch_size >= max_samples:
+                break
+            counter.add(batch.inputs, batch.labels)
+    document = energy_document(counter.finish(), "exact")
+    return {
+        "preset": "exact",
+        "samples": document["samples"],
+        "energy_mj": document["totals"]["energy_mj"],
+        "sops": document["totals"]["sops"],
+        "macs": document["totals"]["macs"],
+        "mean_input_rate": document["ann"]["mean_rate"],
+    }
