@@ -1,0 +1,76 @@
+"""What is wrong with a data folder, before a long run finds out."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from spikingformer.data.folder import UnreadablePicture
+from spikingformer.data.settings import DataSettings
+from spikingformer.data.sources import load_part
+
+
+@dataclass
+class Findings:
+    """Facts (counts by part) and problems, each a sentence that names files."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings:
+    """Reads the whole set (or each `every`-th file) as a run would: missing parts, classes, unreadable pictures, sizes."""
+    findings = Findings()
+    classes: dict[str, set[str]] = {}
+    for name in ("train", "test"):
+        try:
+            part = load_part(data, name)
+        except (ValueError, OSError) as error:
+            if str(error) not in findings.problems:
+                findings.problems.append(str(error))
+            continue
+        counts = Counter(part.labels.tolist())
+        present = {part.class_names[label] for label in counts}
+        classes[name] = present
+        facts: dict[str, Any] = {
+            "samples": len(part),
+            "classes": len(present),
+            "fewest_in_a_class": min(counts.values()),
+            "most_in_a_class": max(counts.values()),
+        }
+        if part.samples is not None:
+            facts |= _decode_all(part.samples, range(0, len(part), every), workers, findings)
+        findings.facts[name] = facts
+    if len(classes) == 2 and classes["train"] != classes["test"]:
+        for here, there in (("train", "test"), ("test", "train")):
+            only = sorted(classes[here] - classes[there])
+            if only:
+                findings.problems.append(f"{len(only)} classes only in the {here} part, first {only[0]!r}")
+    return findings
+
+
+def _decode_all(samples: Any, indices: range, workers: int, findings: Findings) -> dict[str, Any]:
+    unreadable: list[UnreadablePicture] = []
+    sizes: Counter[tuple[int, int]] = Counter()
+
+    def decode(index: int) -> UnreadablePicture | tuple[int, int]:
+        picture, _ = samples[index]
+        return picture if isinstance(picture, UnreadablePicture) else picture.size
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for found in pool.map(decode, indices):
+            if isinstance(found, UnreadablePicture):
+                unreadable.append(found)
+            else:
+                sizes[found] += 1
+    for bad in unreadable[:20]:
+        findings.problems.append(f"{bad.file}: not a readable picture ({bad.reason})")
+    if len(unreadable) > 20:
+        findings.problems.append(f"... and {len(unreadable) - 20} more unreadable pictures")
+    sides = [min(size) for size in sizes]
+    return {
+        "decoded": len(indices),
+        "unreadable": len(unreadable),
+        "smallest_side": min(sides, default=0),
+        "sizes": len(sizes),
+    }
