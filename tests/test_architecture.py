@@ -10,7 +10,7 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "cli": 6,
     "reports": 5,
     "export": 5,
-    "reproduce": 5,
+    "reproduce": 4.5,
     "official": 5,
     "training": 4,
     "energy": 4,

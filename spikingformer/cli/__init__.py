@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "a published .pth into a checkpoint of ours"),
     "export": ("export", "a checkpoint in another format"),
     "data": ("data", "fetch, unpack and check data sets"),
+    "reproduce": ("reproduce", "rerun a published table, a row of it, or a comparison of ours"),
     "models": ("models", "list the models, by a glob"),
     "doctor": ("doctor", "what this machine can do, and what is missing"),
 }

@@ -22,7 +22,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("target", nargs="?", metavar="TABLE|ROW", help="what to rerun; --list shows all")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="where and how to compute: device, threads, workers, log.* ..."
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="where and how to compute: device, threads, workers, log.* ...",
     )
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data set (default: the recipe's)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the row's)")

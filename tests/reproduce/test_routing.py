@@ -82,7 +82,9 @@ def test_counts_of_random_windows_are_those_of_a_plain_loop(dims):
         height, width = y.shape
         for r in range(0, height, 2):
             for c in range(0, width, 2):
-                cells = [(i, j) for i in (r - 1, r, r + 1) for j in (c - 1, c, c + 1) if 0 <= i < height and 0 <= j < width]
+                cells = [
+                    (i, j) for i in (r - 1, r, r + 1) for j in (c - 1, c, c + 1) if 0 <= i < height and 0 <= j < width
+                ]
                 first = max(cells, key=lambda p: (s[p].item(), -cells.index(p)))
                 windows += 1
                 several += sum(s[p].item() for p in cells) > 1
@@ -90,7 +92,9 @@ def test_counts_of_random_windows_are_those_of_a_plain_loop(dims):
     assert (routing.windows, routing.several, routing.elsewhere) == (windows, several, elsewhere)
 
 
-@pytest.mark.parametrize("name", ["spikingformer_4_384", "spikingformer_cml_4_384", "spikformer_4_384", "spikformer_cml_4_384"])
+@pytest.mark.parametrize(
+    "name", ["spikingformer_4_384", "spikingformer_cml_4_384", "spikformer_4_384", "spikformer_cml_4_384"]
+)
 def test_every_downsampling_stage_of_a_model_is_measured(name):
     torch.manual_seed(0)
     model = timm.create_model(name, embed_dim=32, depth=1, num_heads=4, img_size=16, time_steps=2)

@@ -1,0 +1,82 @@
+"""A run in legs is the unbroken run, and it says when it cannot go on."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import cifar10_in_legs
+from spikingformer.reproduce.legs import epoch_records, epochs_done, is_finished, seconds_limit, train_in_legs
+from spikingformer.training.checkpoint import read_model_file
+from spikingformer.training.recipe import load_recipe
+from spikingformer.training.run import train
+
+TINY = (
+    "data.name=digits", "data.channels=1", "data.image_size=16", "data.mean=null", "data.std=null", "epochs=2",
+    "schedule.cooldown_epochs=1", "schedule.warmup_epochs=1", "model.embed_dim=16", "model.depth=1",
+    "model.num_heads=2", "model.time_steps=1", "model.pooled_stages=[0,1,2]", "batch_size=256",
+    "augment.erase_probability=0.0", "augment.rand_augment=''", "precision=fp32", "device=cpu", "threads=1",
+    "checkpoint.every_seconds=0.0",
+)  # fmt: skip
+PUBLISHED = "recipes/cifar10/spikingformer_cml_4_384_400e.yaml"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The weights and curve of the run in one piece, in this process."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    threads = torch.get_num_threads()
+    train(load_recipe(PUBLISHED, cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY))), folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_legs_give_the_unbroken_run_and_its_results_file(unbroken, tmp_path):
+    run, results = tmp_path / "run", tmp_path / "results"
+    changes = cifar10_in_legs.run_overrides(PUBLISHED, 64, ["data.root=nowhere", *TINY])
+    first = train_in_legs(PUBLISHED, changes, run, lambda _, folder: epochs_done(folder) >= 1, max_legs=1)
+    assert first.legs == 1
+    if not first.finished:  # a quick machine may end before the signal comes
+        assert 1 <= epochs_done(run) < 3
+    arguments = ["--data", "nowhere", "--output", str(run), "--results", str(results), *TINY]
+    assert cifar10_in_legs.main(arguments) == 0
+    weights, expected = (read_model_file(f / "last.safetensors")[0] for f in (run, unbroken))
+    assert {k for k in expected if not torch.equal(weights[k], expected[k])} == set()
+    assert [r["train_loss"] for r in epoch_records(run)] == [r["train_loss"] for r in epoch_records(unbroken)]
+    written = json.loads((results / "runs/cifar10/spikingformer_cml_4_384_400e-changed.json").read_text())
+    assert written["runs"][0]["epochs"] == 3
+    assert not any("data.root" in o for o in written["runs"][0]["overrides"])
+
+
+def test_a_finished_run_is_left_alone(unbroken):
+    assert is_finished(unbroken)
+    assert train_in_legs("no such recipe", [], unbroken, seconds_limit(0)).legs == 0
+
+
+def test_a_failing_run_is_not_started_for_ever(tmp_path):
+    with pytest.raises(ValueError, match="status 2 in leg 1"):
+        train_in_legs("no/such/recipe", [], tmp_path / "run", seconds_limit(None))
+
+
+def test_legs_too_short_to_train_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="make the legs longer"):
+        train_in_legs("digits/spikingformer_cml", [], tmp_path / "run", seconds_limit(0))
+
+
+def test_another_batch_size_scales_the_learning_rate_and_names_another_row():
+    changes = cifar10_in_legs.run_overrides(PUBLISHED, 256, [])
+    assert load_recipe(PUBLISHED, changes).optimizer.learning_rate == pytest.approx(1e-3)  # 5e-4 * sqrt(256 / 64)
+    assert cifar10_in_legs.row_name("cifar10", changes).endswith("-changed")
+    same = cifar10_in_legs.run_overrides(PUBLISHED, 64, ["data.root=x"])
+    assert cifar10_in_legs.row_name("cifar10", same) == "cifar10/spikingformer_cml_4_384_400e"
+
+
+@pytest.mark.parametrize("name", sorted(cifar10_in_legs.RECIPES))
+def test_the_recipe_stays_the_published_one(name):
+    published = load_recipe(cifar10_in_legs.RECIPES[name])
+    ours = load_recipe(
+        cifar10_in_legs.RECIPES[name], cifar10_in_legs.run_overrides(cifar10_in_legs.RECIPES[name], 64, [])
+    )
+    changed = {k for k, v in published.model_dump().items() if ours.model_dump()[k] != v}
+    assert changed <= {"augment", "precision", "workers", "log", "checkpoint"}
+    assert (ours.total_epochs, ours.batch_size, ours.optimizer) == (410, 64, published.optimizer)
