@@ -4,14 +4,21 @@ import argparse
 import json
 from pathlib import Path
 
-FORMATS = ("onnx", "torch", "nir", "weights", "hub")
-SUFFIX = {"onnx": ".onnx", "torch": ".pt2", "nir": ".nir", "weights": ".safetensors", "hub": ""}
+FORMATS = ("onnx", "torch", "nir", "weights", "int8", "hub")
+SUFFIX = {
+    "onnx": ".onnx",
+    "torch": ".pt2",
+    "nir": ".nir",
+    "weights": "-folded.safetensors",
+    "int8": "-int8.safetensors",
+    "hub": "-hub",
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "export",
-        help="write a trained model as ONNX, torch.export, NIR, folded weights or a hub folder",
+        help="write a trained model as ONNX, torch.export, NIR, folded or int8 weights, or a hub folder",
         description="Folds BatchNorm (checked in float64), writes the model in another format, and runs the file once "
         "to compare. Every file carries its preprocessing, class names, time steps and the checkpoint's hash; "
         "`spikingformer predict` runs it.",
@@ -39,7 +46,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from spikingformer.export import checkpoint, export_aot, export_nir, export_onnx, export_torch, export_weights
+    from spikingformer.export import (
+        checkpoint,
+        export_aot,
+        export_int8,
+        export_nir,
+        export_onnx,
+        export_torch,
+        export_weights,
+    )
 
     _refuse_what_the_format_lacks(args)
     source = Path(args.checkpoint)
@@ -57,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.to == "torch":
         write = export_aot if args.compile else export_torch
         report = write(model, target, metadata=metadata, streaming=args.streaming, check=check)
+    elif args.to == "int8":
+        report = export_int8(model, target, metadata=metadata, check=check)
     elif args.to == "weights":
         report = export_weights(model, target, metadata=metadata, check=check)
     else:
@@ -107,11 +124,4 @@ def _refuse_what_the_format_lacks(args: argparse.Namespace) -> None:
 
 
 def _beside(source: Path, args: argparse.Namespace) -> Path:
-    name = source.stem
-    if args.to == "weights":
-        name += "-folded"
-    if args.to == "hub":
-        name += "-hub"
-    if args.streaming:
-        name += "-step"
-    return source.with_name(name + SUFFIX[args.to])
+    return source.with_name(source.stem + ("-step" if args.streaming else "") + SUFFIX[args.to])

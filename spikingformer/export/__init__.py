@@ -1,6 +1,7 @@
 """From a trained model to where it runs: one format a module."""
 
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
+from .int8_file import Int8Comparison, compare_int8, export_int8, load_int8
 from .metadata import ExportMetadata, Preprocessing, describe
 from .nir_file import NotInNIR, export_nir
 from .observe import observed_spikes
@@ -14,19 +15,23 @@ __all__ = [
     "ExportMetadata",
     "ExportReport",
     "FoldCheck",
+    "Int8Comparison",
     "NotInNIR",
     "Predictor",
     "Preprocessing",
     "StepPredictor",
     "check_fold",
+    "compare_int8",
     "describe",
     "export_aot",
+    "export_int8",
     "export_nir",
     "export_onnx",
     "export_torch",
     "export_weights",
     "fold_batch_norm",
     "is_folded",
+    "load_int8",
     "load_predictor",
     "load_weights",
     "observed_spikes",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import timm
+from safetensors import SafetensorError
 from safetensors.torch import safe_open
 
 import spikingformer
@@ -125,6 +126,14 @@ def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
     """The header's metadata of a safetensors file; empty where it has none."""
     with safe_open(str(path), framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def file_kind(path: str | Path) -> str:
+    """What the weights of an exported safetensors file are: "float32", "int8", or "" where it does not say."""
+    try:
+        return read_safetensors_metadata(path).get(_PREFIX + "kind", "")
+    except (SafetensorError, OSError):
+        return ""
 
 
 def _timm_name(model: SpikingTransformer) -> str:

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikingformer.engine import Engine
 from spikingformer.models import SpikingTransformer, StreamState
 from spikingformer.neurons import use_backend
 
+from . import int8_file
 from .checkpoint import is_checkpoint, load_checkpoint
 from .extras import require
 from .graphs import start_of_stream
-from .metadata import ExportMetadata
+from .metadata import ExportMetadata, file_kind
 from .torch_file import is_aot_package
 from .weights_file import load_weights
 
@@ -72,6 +74,17 @@ class ModulePredictor(StepPredictor):
     def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
         assert state is None or isinstance(state, StreamState)
         return self.model.stream(frame, state)
+
+
+class EnginePredictor(Predictor):
+    """The compiled engine on spikes as bits, on the CPU."""
+
+    def __init__(self, engine: Engine, metadata: ExportMetadata):
+        super().__init__(metadata)
+        self.engine = engine
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.engine(x)
 
 
 class OnnxPredictor(Predictor):
@@ -156,10 +169,19 @@ def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
         program, metadata = _torch_program(file)
         return (TorchStepPredictor if metadata.streaming else TorchPredictor)(program, metadata)
     if file.suffix == ".safetensors":
-        return ModulePredictor(*(load_checkpoint(file) if is_checkpoint(file) else load_weights(file)))
+        return _safetensors_predictor(file)
     if file.suffix == ".nir":
         raise ValueError(f"{file} is a NIR graph of a part of a model, which has no logits: give another format")
     raise ValueError(f"{file} is none of the formats that can be run: {', '.join(SUFFIXES)}")
+
+
+def _safetensors_predictor(file: Path) -> Predictor:
+    if is_checkpoint(file):
+        return ModulePredictor(*load_checkpoint(file))
+    if file_kind(file) == int8_file.KIND:
+        program, metadata = int8_file.load_int8(file)
+        return EnginePredictor(Engine(program, "int8"), metadata)
+    return ModulePredictor(*load_weights(file))
 
 
 def _onnx_session(path: Path, threads: int | None) -> tuple["onnxruntime.InferenceSession", ExportMetadata]:
