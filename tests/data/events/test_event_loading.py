@@ -49,7 +49,7 @@ def test_windows_of_the_real_recordings(real_events_dir: Path, tmp_path: Path) -
     parts = load_event_parts(
         "gesture", real_events_dir / "dvsgesture", 10, split="windows", frame_size=(64, 64), cache=tmp_path
     )
-    assert (len(parts.train), len(parts.test)) == (140, 40)
+    assert (len(parts.train), len(parts.test)) == (220, 60)
     assert parts.train.class_names[8] == "air drums"
     assert parts.train.flip_swaps == ((1, 2), (3, 6), (4, 5))
 
