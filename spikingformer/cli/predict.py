@@ -2,6 +2,8 @@
 
 import argparse
 
+from spikingformer.cli import stream
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 RECORDINGS = (".aedat", ".bin", ".bs2")
 
@@ -13,13 +15,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin and .bs2.",
         epilog="example: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3",
     )
-    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    parser.add_argument("checkpoint", help="best.safetensors of a run, or a converted or exported file")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each file (default 5)")
     parser.add_argument("--batch-size", type=int, default=32, help="files at a time (default 32)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file, or a window")
+    stream.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -27,15 +30,21 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from spikingformer.cli.prediction import predict_files, predict_samples
+    from spikingformer.export.opened import is_exported, open_exported
     from spikingformer.training.checkpoint import load_model
     from spikingformer.training.setup import choose_device
 
+    if args.stream is not None:
+        return stream.run(args)
     if not args.paths and not args.samples:
         raise ValueError("nothing to predict: give files or folders, or --samples N")
     if args.top < 1 or args.batch_size < 1:
         raise ValueError(f"--top {args.top}, --batch-size {args.batch_size}: expected at least 1")
-    model, info = load_model(args.checkpoint)
-    model = model.to(choose_device(args.device))
+    if is_exported(args.checkpoint):
+        model, info = open_exported(args.checkpoint)
+    else:
+        model, info = load_model(args.checkpoint)
+        model = model.to(choose_device(args.device))
     suffixes = PICTURES if info.kind == "pictures" else RECORDINGS
     files = find_files(args.paths, suffixes)
     unreadable = 0

@@ -14,6 +14,11 @@ from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import ModelInfo
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where the model lies; an exported file has no parameters and runs on the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def _ranked(logits: torch.Tensor, info: ModelInfo, top: int) -> list[dict[str, Any]]:
     probabilities = logits.float().softmax(0)
     best = probabilities.topk(min(top, len(probabilities)))
@@ -30,7 +35,7 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
         for file in files:
             yield _predict_recording(model, info, file, top)
         return
-    device = next(model.parameters()).device
+    device = _device(model)
     transform = evaluation_transform(
         info.image_size[0], info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
     )
@@ -73,7 +78,7 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         )
     except ValueError as error:
         return {"file": file, "error": str(error)}
-    inputs = torch.from_numpy(frames).float()[None].to(next(model.parameters()).device)
+    inputs = torch.from_numpy(frames).float()[None].to(_device(model))
     steps = model.forward_steps(inputs)[:, 0] if isinstance(model, SpikingTransformer) else model(inputs)
     return {
         "file": file,
@@ -92,7 +97,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
     from spikingformer.training.inputs import create_test_loader
 
     settings = data_settings(argparse.Namespace(data=None, root=None), info)
-    device = next(model.parameters()).device
+    device = _device(model)
     loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())
     done = 0
     for batch in loader.batches():

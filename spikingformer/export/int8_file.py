@@ -1,7 +1,7 @@
 """Weights in 8 bits for the integer engine: a quarter of the size; only weights and currents are rounded.
 
 A safetensors file: for each product its int8 weight (O, C, k, k) with a float32 scale and bias a channel, in the
-engine's fixed-point units, and the head in float32. The engine runs a file to the same bits as the model that it came from.
+engine's fixed-point units, and the head in float32. The engine runs a file to the same bits as its model.
 """
 
 from collections.abc import Iterable

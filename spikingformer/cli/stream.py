@@ -1,0 +1,65 @@
+"""`spikingformer predict --stream`: an event camera's recording, classified window by window as it comes in."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of streaming, for `spikingformer predict`."""
+    group = parser.add_argument_group("streaming (event models)")
+    group.add_argument(
+        "--stream", metavar="RECORDING", help='classify window by window: an AEDAT file, or "-" for AEDAT 3.1 on stdin'
+    )
+    group.add_argument(
+        "--window", type=float, metavar="SECONDS", help="length of a window (default: 60 ms a time step)"
+    )
+    group.add_argument(
+        "--sensor", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="the camera's size"
+    )
+    group.add_argument("--keep-state", action="store_true", help="membranes go on from window to window")
+    group.add_argument("--loop", type=float, metavar="SECONDS", help="play the recording again and again for so long")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line a window as soon as it is complete, and what it took at the end."""
+    from spikingformer.export.event_source import event_chunks, looped
+    from spikingformer.export.runtime import load_predictor
+    from spikingformer.export.stream import classify_stream, settings_for
+
+    if args.loop is not None and args.stream == "-":
+        raise ValueError("--loop plays a file again, which standard input is not: give the recording's path")
+    predictor = load_predictor(args.checkpoint)
+    settings = settings_for(predictor, args.window, tuple(args.sensor), args.keep_state)
+    chunks = event_chunks(args.stream)
+    if args.loop is not None:
+        import numpy as np
+
+        chunks = looped(np.concatenate(list(chunks)), args.loop)
+    names = predictor.metadata.class_names
+    seconds = computed = 0.0
+    slowest = 0.0
+    count = 0
+    for window in classify_stream(predictor, chunks, settings):
+        count += 1
+        seconds += (window.end_us - window.start_us) / 1e6
+        computed += window.compute_s
+        slowest = max(slowest, window.latency_s)
+        if args.json:
+            row = {**asdict(window), "class": names[window.label], "real_time_factor": window.real_time_factor}
+            print(json.dumps(row), flush=True)
+            continue
+        print(
+            f"{window.start_us / 1e6:9.3f} s  {names[window.label]:<20} {window.probabilities[window.label]:6.1%}  "
+            f"{window.events:7d} events  latency {window.latency_s * 1e3:6.1f} ms  "
+            f"{window.real_time_factor:5.1f}x real time",
+            flush=True,
+        )
+    if not count:
+        raise ValueError(
+            f"the recording is shorter than one window of {settings.window_us / 1e6:g} s: give a shorter --window"
+        )
+    if not args.json:
+        print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
+              f"longest latency {slowest * 1e3:.1f} ms")  # fmt: skip
+    return 0

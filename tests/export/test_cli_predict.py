@@ -1,0 +1,105 @@
+"""`spikingformer predict` on exported files, and on streams."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spikingformer.cli import main
+from spikingformer.data.events import make_events, write_aedat31
+from spikingformer.export import describe, export_int8, export_onnx, export_torch, export_weights
+from spikingformer.native import status
+from spikingformer.training.checkpoint import ModelInfo, save_model
+
+from .conftest import SMALL, small_model
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def predicted(capsys, *words):
+    assert main(["predict", *map(str, words), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_format_predicts_what_the_checkpoint_predicts(tmp_path, picture, capsys):
+    model = small_model("spikingformer_cml_4_384", time_steps=2, img_size=16)
+    metadata = describe(model, NAMES)
+    pre = metadata.preprocessing
+    arguments = {**SMALL, "img_size": 16, "in_chans": 3, "time_steps": 2}
+    info = ModelInfo("spikingformer_cml_4_384", arguments, NAMES, pre.mean, pre.std)
+    save_model(tmp_path / "best.safetensors", model.state_dict(), info)
+    (expected,) = predicted(capsys, tmp_path / "best.safetensors", picture)
+    for export, name in (
+        (export_onnx, "m.onnx"),
+        (export_torch, "m.pt2"),
+        (export_weights, "m.safetensors"),
+    ):
+        export(model, tmp_path / name, metadata=metadata, check=False)
+        (row,) = predicted(capsys, tmp_path / name, picture)
+        for got, wanted in zip(row["classes"], expected["classes"], strict=True):
+            assert got["name"] == wanted["name"], name
+            # folded float32 weights round once more; with this picture no spike sits that near its threshold
+            assert got["probability"] == pytest.approx(wanted["probability"], abs=1e-4)
+    if status().available:
+        export_int8(model, tmp_path / "8.safetensors", metadata=metadata, check=False)
+        (row,) = predicted(capsys, tmp_path / "8.safetensors", picture)
+        assert len(row["classes"]) == 5
+
+
+@pytest.fixture
+def event_model(tmp_path):
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    return export_weights(model, tmp_path / "m.safetensors", metadata=describe(model, NAMES), check=False).path
+
+
+@pytest.fixture
+def recording(tmp_path):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(0, 1_000_000, 3000))
+    events = make_events(rng.integers(0, 32, 3000), rng.integers(0, 32, 3000), t, rng.integers(0, 2, 3000))
+    write_aedat31(tmp_path / "r.aedat", events)
+    return tmp_path / "r.aedat"
+
+
+@pytest.mark.parametrize("source", ["file", "pipe"])
+def test_stream_prints_a_row_a_window(event_model, recording, capsys, monkeypatch, source):
+    if source == "pipe":
+        monkeypatch.setattr(sys, "stdin", type("Pipe", (), {"buffer": io.BytesIO(recording.read_bytes())})())
+    stream = "-" if source == "pipe" else recording
+    rows = predicted(capsys, event_model, "--stream", stream, "--window", 0.3, "--sensor", 32, 32)
+    assert [r["index"] for r in rows] == [0, 1, 2]
+    assert all(r["class"] in NAMES and r["latency_s"] > 0 and r["real_time_factor"] > 0 for r in rows)
+
+
+def test_a_recording_can_be_looped(event_model, recording, capsys):
+    words = ["predict", str(event_model), "--stream", str(recording), "--window", "0.3", "--sensor", "32", "32"]
+    assert main([*words, "--loop", "4"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 14
+    assert out[-1].startswith("13 windows, 3.9 s of events in ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--window", "20"], "shorter than one window of 20 s"),
+        (["--sensor", "16", "16"], "larger than the sensor's (16, 16)"),
+        (["--window", "0.3"], ""),
+    ],
+    ids=["window", "sensor", "fine"],
+)
+def test_wrong_streams_exit_with_a_message(event_model, recording, capsys, words, message):
+    words = words if "--sensor" in words else [*words, "--sensor", "32", "32"]
+    code = main(["predict", str(event_model), "--stream", str(recording), *words])
+    assert code == (2 if message else 0)
+    assert message in capsys.readouterr().err
