@@ -1,0 +1,149 @@
+"""Everything a report shows, gathered from a run's folder or model file and from data."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikingformer.energy import PRESETS, OperationCounter
+from spikingformer.energy.result import energy_document
+
+from .inputs import OpenedModel, open_model, open_test_part
+from .samples import SampleView, choose_samples, view_samples
+
+
+@dataclass
+class ReportData:
+    """What the page is made of."""
+
+    name: str
+    path: str
+    shape: str  # the model in words
+    data_name: str
+    class_names: tuple[str, ...]
+    samples: int
+    top1: float  # percent, as all accuracies here
+    top5: float
+    loss: float
+    after_step: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    energy: dict[str, Any]  # an energy document with every preset
+    curves: list[dict[str, Any]]  # the run's epoch records
+    views: list[SampleView]
+    recipe: dict[str, Any] | None
+    versions: dict[str, str]
+    machine: dict[str, str]
+    trained_on: dict[str, Any] = field(default_factory=dict)  # run.json
+
+
+def collect(
+    target: str, data: str, root: str | None, samples: int, shown: int, batch_size: int, device: str
+) -> ReportData:
+    """Evaluates the whole test part, counts operations on `samples` of it and looks at `shown` of them.
+
+    Raises ValueError for a missing file, missing data, or data that does not fit the model.
+    """
+    from spikingformer.training.checkpoint import versions
+    from spikingformer.training.evaluation import evaluate
+
+    opened = open_model(target)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    model = opened.model.to(place)
+    loader, class_names, settings = open_test_part(opened, data, root, batch_size, place)
+    result = evaluate(model, loader, len(class_names), every_step=True)
+    counter = OperationCounter(model, name=opened.name)
+    inputs, labels, outputs = [], [], []
+    left = samples
+    for batch in loader.batches():
+        x, y = batch.inputs[:left], batch.labels[:left]
+        outputs.append(counter.add(x, y).argmax(1).cpu())
+        labels.append(y.cpu())
+        inputs.append(x.cpu() if sum(map(len, inputs)) < _KEPT else x[:0].cpu())
+        left -= len(y)
+        if left <= 0:
+            break
+    facts = counter.finish()
+    facts.model = opened.name
+    kept = torch.cat(inputs)
+    y, predicted = torch.cat(labels)[: len(kept)], torch.cat(outputs)[: len(kept)]
+    indices = choose_samples(y, predicted, shown)
+    mean, std = _statistics(opened)
+    views = view_samples(model, kept[indices].to(place), y[indices], indices, class_names, mean, std) if indices else []
+    return ReportData(
+        name=opened.name,
+        path=str(opened.path or target),
+        shape=_shape(opened),
+        data_name=settings.name,
+        class_names=tuple(class_names),
+        samples=result.samples,
+        top1=result.top1,
+        top5=result.top5,
+        loss=result.loss,
+        after_step=result.top1_after_step,
+        confusion=result.confusion,
+        energy=energy_document(facts, "exact", tuple(PRESETS), trained=opened.trained),
+        curves=list(_epochs(opened)),
+        views=views,
+        recipe=opened.info.recipe if opened.info is not None else None,
+        versions=versions(),
+        machine=describe_machine(place),
+        trained_on=_run_record(opened),
+    )
+
+
+def _shape(opened: OpenedModel) -> str:
+    c = opened.model.config
+    return (
+        f"width {c.embed_dim}, {c.depth} blocks, {c.num_heads} heads, T = {c.time_steps}, "
+        f"input {c.in_chans} x {c.img_size[0]} x {c.img_size[1]}, downsampling {c.pool}, attention {c.attention_order}"
+    )
+
+
+_KEPT = 1024  # samples held back to choose from
+
+
+def _statistics(opened: OpenedModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return (opened.info.mean, opened.info.std) if opened.info is not None else ((), ())
+
+
+def _epochs(opened: OpenedModel) -> Iterator[dict[str, Any]]:
+    """The epoch records of metrics.jsonl beside the model file; a line cut off by a kill is left out."""
+    path = opened.path.parent / "metrics.jsonl" if opened.path is not None else None
+    if path is None or not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get("kind") == "epoch":
+            yield record
+
+
+def _run_record(opened: OpenedModel) -> dict[str, Any]:
+    path = opened.path.parent / "run.json" if opened.path is not None else None
+    return json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What the report was computed on."""
+    about = {"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())}
+    if device.type == "cuda":
+        about["GPU"] = torch.cuda.get_device_name(device)
+    return about
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

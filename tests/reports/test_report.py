@@ -1,0 +1,184 @@
+"""The report: what it holds, and that a browser shows it without an error."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from spikingformer.cli import report
+from spikingformer.reports.samples import choose_samples
+from spikingformer.reports.svg import heat_map, line_chart, ticks
+from spikingformer.training.checkpoint import ModelInfo, save_model
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 16, "num_classes": 10, "time_steps": 3}
+
+
+def command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    report.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["report", *words])
+    return args.run(args)
+
+
+def save_run(folder: Path, channels: int, data: dict, kind: str) -> Path:
+    """A run's folder as training leaves it, with random weights."""
+    torch.manual_seed(0)
+    kwargs = {**SMALL, "in_chans": channels}
+    model = timm.create_model("spikingformer_cml_2_256", **kwargs)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.bias, 0.7, 0.3)
+    classes = tuple(f"digit <{d}>" for d in range(10))  # names that must be escaped
+    info = ModelInfo("spikingformer_cml_2_256", kwargs, classes, (0.3,) * channels, (0.3,) * channels,
+                     kind=kind, recipe={"data": data, "epochs": 2})  # fmt: skip
+    save_model(folder / "best.safetensors", model.state_dict(), info)
+    records = [{"kind": "epoch", "global_step": 10 * e, "epoch": e, "train_loss": 2.0 - e, "loss": 1.5 - e / 2,
+                "top1": 40.0 + 20 * e, "firing_rate": 0.1, "energy_mj": 0.002} for e in range(2)]  # fmt: skip
+    lines = [json.dumps(r) for r in records]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "epo']))  # the last line was cut off by a kill
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = save_run(tmp_path_factory.mktemp("run"), 1, {"name": "digits", "image_size": 16, "channels": 1}, "pictures")
+    assert command(str(run), "--show", "3", "--samples", "64", "--figure", str(run / "overview.svg")) == 0
+    return run / "report.html"
+
+
+class Reader(HTMLParser):
+    """Collects what an HTML page refers to and checks that its elements close."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br", "rect", "line", "circle", "polyline", "image"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [v or "" for k, v in attrs if k in ("src", "href", "action", "data")]
+        if tag not in self.VOID or tag == "rect":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [v or "" for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open:
+            if self.open.pop() == tag:
+                return
+        raise AssertionError(f"</{tag}> closes nothing")
+
+
+def test_page_is_self_contained(page: Path) -> None:
+    reader = Reader()
+    html = page.read_text()
+    reader.feed(html)
+    assert reader.references
+    assert all(r.startswith("data:") for r in reader.references)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", html)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Learning curves", "Accuracy after each time step", "Confusion", "Firing rates", "Energy by component",
+     "One count, many prices", "Inside the model", "spike rasters", "attention, block 1", "recipe", "torch",
+     "spikingformer-paper", "Break-even", "estimated energy, mJ", "Horowitz", "digit &lt;3&gt;"],
+)  # fmt: skip
+def test_page_holds(page: Path, text: str) -> None:
+    assert text in page.read_text()
+
+
+def test_untrusted_names_are_escaped(page: Path) -> None:
+    assert "digit <3>" not in page.read_text()
+
+
+def test_figure_is_small_and_self_contained(page: Path) -> None:
+    figure = (page.parent / "overview.svg").read_text()
+    assert len(figure) < 150_000
+    assert all(r.startswith("data:") for r in re.findall(r'href="([^"]*)"', figure))
+
+
+def test_event_clips_are_animated(tmp_path: Path) -> None:
+    data = {"name": "digits_dvs", "image_size": 16, "channels": 2, "frames": 3}
+    run = save_run(tmp_path, 2, data, "events")
+    output = tmp_path / "events.html"
+    assert command(str(run / "best.safetensors"), "--show", "1", "--samples", "32", "-o", str(output)) == 0
+    figure = re.search(r"<figure class=input>(.*?)</figure>", output.read_text(), re.S)
+    assert figure is not None
+    assert figure.group(1).count("<img") == 3
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"best\.safetensors"):
+        command(str(tmp_path))
+    with pytest.raises(ValueError, match="--samples"):
+        command(str(tmp_path), "--samples", "0")
+    run = save_run(tmp_path, 1, {"name": "digits", "image_size": 16, "channels": 1}, "pictures")
+    with pytest.raises(ValueError, match="did you mean"):
+        command(str(run), "--data", "digit")
+
+
+def test_chosen_samples_are_of_many_classes_and_some_wrong() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    predictions = torch.tensor([0, 0, 0, 1, 1, 0, 2])
+    assert choose_samples(labels, predictions, 4) == [0, 3, 6, 5]
+    assert choose_samples(labels, labels, 3) == [0, 3, 5]
+
+
+def test_charts_of_little_or_odd_data() -> None:
+    assert line_chart({"a": []}, "x", "y") == ""
+    assert "<circle" in line_chart({"a": [(1.0, 2.0)]}, "x", "y")
+    assert "nan" not in line_chart({"a": [(1.0, float("nan")), (2.0, 1.0)]}, "x", "y")
+    assert heat_map([], [], "x") == ""
+    assert "<rect" in heat_map([("silent", [0.0, 0.0])], ["1", "2"], "x")
+    assert ticks(0, 100, 4) == [0, 25, 50, 75, 100]
+    assert ticks(1, 1) == [1]
+
+
+def browse(page: Path, width: int, profile: Path) -> tuple[str, list[str]]:
+    """(the page's elements after its script ran, errors that the browser's console showed) at a width in pixels."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium")
+    words = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
+        "--enable-logging=stderr", f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom",
+        f"file://{page}",
+    ]  # fmt: skip
+    environment = {**os.environ, "HOME": str(profile)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, [line for line in console if re.search(r"[Ee]rror|[Ff]ailed|[Rr]efused|Uncaught", line)]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_an_error(page: Path, width: int, tmp_path: Path) -> None:
+    probe = "<script>document.title = 'overflow ' + (document.documentElement.scrollWidth - innerWidth)</script>"
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    dom, errors = browse(probed, width, tmp_path / "profile")
+    assert errors == []
+    overflow = re.search(r"<title>overflow (-?\d+)</title>", dom)
+    assert overflow is not None
+    assert int(overflow.group(1)) <= 0  # nothing sticks out sideways
+    assert re.search(r'class="on"', dom)  # the script marked a time step
+
+
+def test_the_browser_test_can_fail(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!doctype html><title>x</title><script>missing.call()</script>")
+    _, errors = browse(broken, 390, tmp_path / "profile")
+    assert any("missing is not defined" in e for e in errors)
