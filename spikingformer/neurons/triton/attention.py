@@ -7,7 +7,9 @@ c belongs to head c // d.
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from ..config import LIFConfig
 from .attention_kernels import attention_backward, attention_backward_keys, attention_forward
@@ -37,6 +39,13 @@ def _tile(tokens: int, width: int) -> tuple[int, int, int]:
     return rows, padded, 4 if padded <= 64 else 8
 
 
+def _operand(dtype: torch.dtype) -> tl.dtype:
+    # Triton's interpreter multiplies bfloat16 operands as the integers that it stores them in.
+    if dtype == torch.bfloat16:
+        return tl.float32 if isinstance(attention_backward, InterpretedFunction) else tl.bfloat16
+    return tl.float16 if dtype == torch.float16 else tl.float32
+
+
 def _packed_parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.unflatten(-1, (3, -1)).unbind(-2)
 
@@ -49,7 +58,7 @@ def _run_forward(q, k, v, heads, scale, neuron):
         attention_forward[(batch * heads, triton.cdiv(tokens, rows))](
             q, k, v, s, *_strides(q), *_strides(k), *_strides(v), batch, tokens, heads, scale,
             steps, channels // heads, compile_time_neuron(LIFConfig(*neuron)), rows, padded,
-            num_warps=warps, num_stages=2, **OPTIONS,
+            num_warps=warps, num_stages=1, **OPTIONS,
         )  # fmt: skip
     return s
 
@@ -59,20 +68,24 @@ def _run_backward(grad_s, q, k, v, grad_q, grad_k, grad_v, heads, scale, neuron)
     width = channels // heads
     rows, padded, warps = _tile(tokens, width)
     blocks = triton.cdiv(tokens, rows)
-    scratch = None if blocks == 1 else q.new_empty(q.shape)
-    precision = "ieee" if q.dtype == torch.float32 else "tf32"  # read for float32 alone
+    alone = blocks == 1
+    grad_y = grad_q if alone else q.new_empty(q.shape)
+    # h stays in registers up to 64 KB, a quarter of a multiprocessor's.
+    in_registers = steps <= 8 and 4 * steps * rows * padded <= 65536
+    h = None if in_registers else q.new_empty(q.shape, dtype=torch.float32)
+    products = ("ieee" if q.dtype == torch.float32 else "tf32", _operand(q.dtype))  # precision: read for float32 alone
     strides = (*_strides(q), *_strides(k), *_strides(v))
     with on_device(q):
         attention_backward[(batch * heads, blocks)](
-            q, k, v, grad_s.contiguous(), grad_q, grad_k, grad_v, scratch, *strides,
+            q, k, v, grad_s.contiguous(), grad_q, grad_k, grad_v, grad_y, h, *strides,
             batch, tokens, heads, scale, grad_q.stride(2),
-            steps, width, compile_time_neuron(LIFConfig(*neuron)), precision, rows, padded,
-            num_warps=8 if steps > 4 else warps, num_stages=1, **OPTIONS,
+            alone, steps, width, compile_time_neuron(LIFConfig(*neuron)), *products, rows, padded,
+            num_warps=8 if padded >= 64 else 4, num_stages=1, **OPTIONS,
         )  # fmt: skip
-        if scratch is not None:
+        if not alone:
             attention_backward_keys[(batch * heads, steps)](
-                q, k, v, scratch, grad_k, grad_v, *strides, batch, tokens, heads, grad_q.stride(2),
-                width, precision, rows, padded, num_warps=warps, num_stages=1, **OPTIONS,
+                q, k, v, grad_y, grad_k, grad_v, *strides, batch, tokens, heads, grad_q.stride(2),
+                width, *products, rows, padded, num_warps=warps, num_stages=1, **OPTIONS,
             )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ q (k^T v) are integers: at most 2048 tokens keep k^T v exact in float16, and flo
 
 q, k, v: [STEPS, B, N, HEADS * D] with any stride of time, batch and token, channels next to each other. Outputs and
 gradients of outputs are contiguous. Padded to powers of two: ROWS (all tokens, or a block of them) and WIDTH (>= 16,
-the smallest that the matrix units take).
+the smallest that the matrix units take). OPERAND: the type in which gradients enter the matrix units.
 """
 
 import triton
@@ -44,6 +44,11 @@ def _keys_values(k_ptr, v_ptr, k_row, v_row, N, D: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit
+def _at_step(ptr, t, time_stride, offset):
+    return ptr + tl.cast(time_stride, tl.int64) * t + offset
+
+
+@triton.jit
 def attention_forward(
     q_ptr, k_ptr, v_ptr, s_ptr,
     q_time, q_batch, q_row, k_time, k_batch, k_row, v_time, v_batch, v_row,
@@ -57,27 +62,65 @@ def attention_forward(
     channels = HEADS * D
     membrane = rest([ROWS, WIDTH], NEURON)
     for t in range(STEPS):
-        kv = _keys_values(
-            k_ptr + tl.cast(k_time, tl.int64) * t + batch * k_batch + head * D, v_ptr + tl.cast(v_time, tl.int64) * t + batch * v_batch + head * D,
-            k_row, v_row, N, D, ROWS, WIDTH,
-        )  # fmt: skip
-        q = _rows(q_ptr + tl.cast(q_time, tl.int64) * t + batch * q_batch + head * D, first, q_row, N, D, ROWS, WIDTH)
-        y = tl.dot(q.to(tl.float16), kv.to(tl.float16)) * scale
-        h = charge(membrane, y, NEURON)
+        k_at = _at_step(k_ptr, t, k_time, batch * k_batch + head * D)
+        v_at = _at_step(v_ptr, t, v_time, batch * v_batch + head * D)
+        q_at = _at_step(q_ptr, t, q_time, batch * q_batch + head * D)
+        h = _membrane(membrane, q_at, k_at, v_at, q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH)
         fired = fires(h, NEURON)
         membrane = reset(h, fired, NEURON)
-        out = s_ptr + (t * B + batch) * N * channels + head * D
-        _store_rows(out, fired.to(tl.float32), first, channels, N, D, ROWS, WIDTH)
+        _store_rows(s_ptr + (t * B + batch) * N * channels + head * D, fired.to(tl.float32), first, channels,
+                    N, D, ROWS, WIDTH)  # fmt: skip
+
+
+@triton.jit
+def _membrane(
+    membrane, q_at, k_at, v_at, q_row, k_row, v_row, first, N, scale,
+    D: tl.constexpr, NEURON: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """h of one step and block of tokens."""
+    kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
+    q = _rows(q_at, first, q_row, N, D, ROWS, WIDTH)
+    return charge(membrane, tl.dot(q.to(tl.float16), kv.to(tl.float16)) * scale, NEURON)
+
+
+@triton.jit
+def _step_back(
+    h, grad_membrane, q_at, k_at, v_at, grad_s_at, grad_q_at, grad_k_at, grad_v_at, grad_y_at,
+    q_row, k_row, v_row, grad_row, channels, first, N, scale,
+    ALONE: tl.constexpr, D: tl.constexpr, NEURON: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Writes one step's gradients and returns dL/dv_{t-1}."""
+    grad_s = _rows(grad_s_at, first, channels, N, D, ROWS, WIDTH).to(tl.float32)
+    grad_h = charge_gradient(h, grad_s, grad_membrane, NEURON)
+    grad_y = (input_gradient(grad_h, NEURON) * scale).to(OPERAND)
+    kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
+    grad_q = tl.dot(grad_y, tl.trans(kv).to(OPERAND), input_precision=PRECISION)
+    _store_rows(grad_q_at, grad_q, first, grad_row, N, D, ROWS, WIDTH)
+    if ALONE:
+        q = _rows(q_at, 0, q_row, N, D, ROWS, WIDTH).to(OPERAND)
+        k = _rows(k_at, 0, k_row, N, D, ROWS, WIDTH).to(OPERAND)
+        v = _rows(v_at, 0, v_row, N, D, ROWS, WIDTH).to(OPERAND)
+        grad_kv = tl.dot(tl.trans(q), grad_y, input_precision=PRECISION).to(OPERAND)
+        grad_k = tl.dot(v, tl.trans(grad_kv), input_precision=PRECISION)
+        grad_v = tl.dot(k, grad_kv, input_precision=PRECISION)
+        _store_rows(grad_k_at, grad_k, 0, grad_row, N, D, ROWS, WIDTH)
+        _store_rows(grad_v_at, grad_v, 0, grad_row, N, D, ROWS, WIDTH)
+    else:
+        _store_rows(grad_y_at, grad_y, first, channels, N, D, ROWS, WIDTH)
+    return carried_gradient(grad_h, NEURON)
 
 
 @triton.jit
 def attention_backward(
     q_ptr, k_ptr, v_ptr, grad_s_ptr,
-    grad_q_ptr, grad_k_ptr, grad_v_ptr,  # contiguous; with SCRATCH only grad_q is written
-    scratch_ptr,  # dL/dy * scale, contiguous, where tokens come in several blocks; or None
+    grad_q_ptr, grad_k_ptr, grad_v_ptr,  # token stride grad_row; unless ALONE, only grad_q is written
+    grad_y_ptr,  # dL/dy * scale, contiguous, written unless ALONE
+    h_ptr,  # float32 room for h, contiguous, where its STEPS tiles do not fit the registers; or None
     q_time, q_batch, q_row, k_time, k_batch, k_row, v_time, v_batch, v_row,
     B, N, HEADS, scale, grad_row,
-    STEPS: tl.constexpr, D: tl.constexpr, NEURON: tl.constexpr, PRECISION: tl.constexpr,
+    ALONE: tl.constexpr,  # one block holds all tokens
+    STEPS: tl.constexpr, D: tl.constexpr, NEURON: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Grid as in the forward. Runs the neurons again, then back through time.
@@ -89,71 +132,79 @@ def attention_backward(
     head = tl.program_id(0) % HEADS
     first = tl.program_id(1) * ROWS
     channels = HEADS * D
-    element: tl.constexpr = grad_q_ptr.dtype.element_ty
-    hs = ()
+    q_from = batch * q_batch + head * D
+    k_from = batch * k_batch + head * D
+    v_from = batch * v_batch + head * D
+    step = tl.cast(B, tl.int64) * N * channels
+    from_ = batch * N * channels + head * D
+    grad_step = tl.cast(B, tl.int64) * N * grad_row
+    grad_from = batch * N * grad_row + head * D
     membrane = rest([ROWS, WIDTH], NEURON)
-    for t in tl.static_range(STEPS):
-        kv = _keys_values(
-            k_ptr + tl.cast(k_time, tl.int64) * t + batch * k_batch + head * D, v_ptr + tl.cast(v_time, tl.int64) * t + batch * v_batch + head * D,
-            k_row, v_row, N, D, ROWS, WIDTH,
-        )  # fmt: skip
-        q = _rows(q_ptr + tl.cast(q_time, tl.int64) * t + batch * q_batch + head * D, first, q_row, N, D, ROWS, WIDTH)
-        h = charge(membrane, tl.dot(q.to(tl.float16), kv.to(tl.float16)) * scale, NEURON)
-        hs = hs + (h,)
-        membrane = reset(h, fires(h, NEURON), NEURON)
     grad_membrane = tl.zeros([ROWS, WIDTH], tl.float32)
-    for t in tl.static_range(STEPS - 1, -1, -1):
-        at = (t * B + batch) * N * channels + head * D
-        grad_at = (t * B + batch) * N * grad_row + head * D
-        grad_s = _rows(grad_s_ptr + at, first, channels, N, D, ROWS, WIDTH).to(tl.float32)
-        grad_h = charge_gradient(hs[t], grad_s, grad_membrane, NEURON)
-        grad_membrane = carried_gradient(grad_h, NEURON)
-        grad_y = (input_gradient(grad_h, NEURON) * scale).to(element)
-        k_at = k_ptr + tl.cast(k_time, tl.int64) * t + batch * k_batch + head * D
-        v_at = v_ptr + tl.cast(v_time, tl.int64) * t + batch * v_batch + head * D
-        kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
-        grad_q = tl.dot(grad_y, tl.trans(kv).to(element), input_precision=PRECISION)
-        _store_rows(grad_q_ptr + grad_at, grad_q, first, grad_row, N, D, ROWS, WIDTH)
-        if scratch_ptr is None:
-            q = _rows(q_ptr + tl.cast(q_time, tl.int64) * t + batch * q_batch + head * D, 0, q_row, N, D, ROWS, WIDTH).to(element)
-            k = _rows(k_at, 0, k_row, N, D, ROWS, WIDTH).to(element)
-            v = _rows(v_at, 0, v_row, N, D, ROWS, WIDTH).to(element)
-            grad_kv = tl.dot(tl.trans(q), grad_y, input_precision=PRECISION).to(element)
-            grad_k = tl.dot(v, tl.trans(grad_kv), input_precision=PRECISION)
-            grad_v = tl.dot(k, grad_kv, input_precision=PRECISION)
-            _store_rows(grad_k_ptr + grad_at, grad_k, 0, grad_row, N, D, ROWS, WIDTH)
-            _store_rows(grad_v_ptr + grad_at, grad_v, 0, grad_row, N, D, ROWS, WIDTH)
-        else:
-            _store_rows(scratch_ptr + at, grad_y, first, channels, N, D, ROWS, WIDTH)
+    if h_ptr is None:
+        hs = ()
+        for t in tl.static_range(STEPS):
+            h = _membrane(
+                membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
+                _at_step(v_ptr, t, v_time, v_from), q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH,
+            )  # fmt: skip
+            hs = hs + (h,)
+            membrane = reset(h, fires(h, NEURON), NEURON)
+        for t in tl.static_range(STEPS - 1, -1, -1):
+            grad_membrane = _step_back(
+                hs[t], grad_membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
+                _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
+                _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
+                _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
+                q_row, k_row, v_row, grad_row, channels, first, N, scale, ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
+            )  # fmt: skip
+    else:
+        for t in range(STEPS):
+            h = _membrane(
+                membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
+                _at_step(v_ptr, t, v_time, v_from), q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH,
+            )  # fmt: skip
+            _store_rows(_at_step(h_ptr, t, step, from_), h, first, channels, N, D, ROWS, WIDTH)
+            membrane = reset(h, fires(h, NEURON), NEURON)
+        tl.debug_barrier()  # another thread may read what this one wrote
+        for i in range(STEPS):
+            t = STEPS - 1 - i
+            grad_membrane = _step_back(
+                _rows(_at_step(h_ptr, t, step, from_), first, channels, N, D, ROWS, WIDTH), grad_membrane,
+                _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
+                _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
+                _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
+                _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
+                q_row, k_row, v_row, grad_row, channels, first, N, scale, ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
+            )  # fmt: skip
 
 
 @triton.jit
 def attention_backward_keys(
-    q_ptr, k_ptr, v_ptr, scratch_ptr, grad_k_ptr, grad_v_ptr,
+    q_ptr, k_ptr, v_ptr, grad_y_ptr, grad_k_ptr, grad_v_ptr,
     q_time, q_batch, q_row, k_time, k_batch, k_row, v_time, v_batch, v_row,
     B, N, HEADS, grad_row,
-    D: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """k's and v's gradients from dL/dy. Grid: (B * HEADS, STEPS)."""
     batch = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
     t = tl.program_id(1).to(tl.int64)
     channels = HEADS * D
-    element: tl.constexpr = grad_k_ptr.dtype.element_ty
     at = (t * B + batch) * N * channels + head * D
     grad_at = (t * B + batch) * N * grad_row + head * D
-    q_at = q_ptr + tl.cast(q_time, tl.int64) * t + batch * q_batch + head * D
-    k_at = k_ptr + tl.cast(k_time, tl.int64) * t + batch * k_batch + head * D
-    v_at = v_ptr + tl.cast(v_time, tl.int64) * t + batch * v_batch + head * D
+    q_at = _at_step(q_ptr, t, q_time, batch * q_batch + head * D)
+    k_at = _at_step(k_ptr, t, k_time, batch * k_batch + head * D)
+    v_at = _at_step(v_ptr, t, v_time, batch * v_batch + head * D)
     total = tl.zeros([WIDTH, WIDTH], tl.float32)
     for first in range(0, N, ROWS):
-        q = _rows(q_at, first, q_row, N, D, ROWS, WIDTH).to(element)
-        grad_y = _rows(scratch_ptr + at, first, channels, N, D, ROWS, WIDTH)
+        q = _rows(q_at, first, q_row, N, D, ROWS, WIDTH).to(OPERAND)
+        grad_y = _rows(grad_y_ptr + at, first, channels, N, D, ROWS, WIDTH).to(OPERAND)
         total = tl.dot(tl.trans(q), grad_y, total, input_precision=PRECISION)
-    grad_kv = total.to(element)
+    grad_kv = total.to(OPERAND)
     for first in range(0, N, ROWS):
-        k = _rows(k_at, first, k_row, N, D, ROWS, WIDTH).to(element)
-        v = _rows(v_at, first, v_row, N, D, ROWS, WIDTH).to(element)
+        k = _rows(k_at, first, k_row, N, D, ROWS, WIDTH).to(OPERAND)
+        v = _rows(v_at, first, v_row, N, D, ROWS, WIDTH).to(OPERAND)
         grad_k = tl.dot(v, tl.trans(grad_kv), input_precision=PRECISION)
         grad_v = tl.dot(k, grad_kv, input_precision=PRECISION)
         _store_rows(grad_k_ptr + grad_at, grad_k, first, grad_row, N, D, ROWS, WIDTH)

@@ -46,7 +46,8 @@ def lif_forward(
         fired = fires(h, NEURON)
         v = reset(h, fired, NEURON)
         if s_ptr is not None:
-            tl.store(s_ptr + tl.cast(M, tl.int64) * t + offsets, fired.to(s_ptr.dtype.element_ty), mask=mask)
+            s = fired.to(tl.float32).to(s_ptr.dtype.element_ty)
+            tl.store(s_ptr + tl.cast(M, tl.int64) * t + offsets, s, mask=mask)
     if v_last_ptr is not None:
         tl.store(v_last_ptr + offsets, v, mask=mask)
 

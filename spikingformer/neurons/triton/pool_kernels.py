@@ -67,7 +67,8 @@ def pool_fire_forward(
         h = charge(v, current, NEURON)
         fired = fires(h, NEURON)
         v = reset(h, fired, NEURON)
-        tl.store(s_ptr + tl.cast(SO, tl.int64) * C * t + offsets, fired.to(s_ptr.dtype.element_ty), mask=mask)
+        s = fired.to(tl.float32).to(s_ptr.dtype.element_ty)
+        tl.store(s_ptr + tl.cast(SO, tl.int64) * C * t + offsets, s, mask=mask)
 
 
 @triton.jit
@@ -164,7 +165,8 @@ def fire_pool_forward(
     stride = tl.cast(SO, tl.int64) * C
     for t in tl.static_range(STEPS):
         if s_ptr is not None:
-            tl.store(s_ptr + stride * t + offsets, (winners[t] < NONE).to(s_ptr.dtype.element_ty), mask=mask)
+            s = (winners[t] < NONE).to(tl.float32)
+            tl.store(s_ptr + stride * t + offsets, s.to(s_ptr.dtype.element_ty), mask=mask)
         if index_ptr is not None:
             winner = tl.where(winners[t] == NONE, silent[:, None], winners[t])
             tl.store(index_ptr + stride * t + offsets, winner.to(tl.uint8), mask=mask)
