@@ -160,14 +160,28 @@ class _Workers:
             persistent_workers=workers > 0,
         )
 
+    def _loaded(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor, list[UnreadablePicture]]]:
+        """The loader's batches; a reader process that died becomes an error that says so."""
+        try:
+            yield from self.loader
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ValueError(
+                f"a process that reads pictures has died ({str(error).splitlines()[0]}). Most often the machine ran out "
+                "of memory: use fewer workers=N (0 reads in the main process), then go on with --resume."
+            ) from None
+
     def run(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
         self.keys.batches = batches
-        for inputs, labels, unreadable in self.loader:
+        for inputs, labels, unreadable in self._loaded():
             if unreadable and (self.unreadable == "stop" or inputs is None):
                 first = unreadable[0]
+                advice = "or set data.unreadable=skip to leave such files out and count them."
+                if self.unreadable == "skip":
+                    advice = f"data.unreadable=skip left out all {len(unreadable)} of a batch: is the data whole?"
                 raise ValueError(
-                    f"{first.file}: not a readable picture ({first.reason}). Replace or remove the file, "
-                    "or set data.unreadable=skip to leave such files out and count them."
+                    f"{first.file}: not a readable picture ({first.reason}). Replace or remove the file, {advice}"
                 )
             yield Batch(
                 inputs.to(self.device, non_blocking=True).float(),

@@ -50,7 +50,9 @@ class StepPlan:
         """This process's accumulation parts of one step, and the number of samples in the whole step."""
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
         mine = np.array_split(batch, self.world_size)[self.rank]
-        return [part for part in np.array_split(mine, self.accumulation_steps) if len(part)], len(batch)
+        # as many parts in every process, none empty: processes meet in each part under SyncBatchNorm
+        count = max(1, min(self.accumulation_steps, len(batch) // self.world_size))
+        return list(np.array_split(mine, count)), len(batch)
 
 
 def evaluation_batches(samples: int, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:

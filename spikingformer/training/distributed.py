@@ -9,6 +9,10 @@ import torch
 import torch.distributed as dist
 
 
+class LostProcess(ValueError):
+    """Another process of the run has ended."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all of a run. local_rank: on this machine; restarts: by torchrun after a failure."""
@@ -64,8 +68,29 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise LostProcess(
+            f"process {world.rank} of {world.size}: another process of this run has ended ({_first_line(error)}). "
+            "Its own message says why. The last checkpoint is whole: start again with --resume; "
+            "under `torchrun --max-restarts N` that happens by itself."
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone (gloo and NCCL say so in words only)."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def sum_over_processes(values: torch.Tensor, world: World) -> torch.Tensor:
@@ -73,6 +98,20 @@ def sum_over_processes(values: torch.Tensor, world: World) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def agree_to_start(world: World, problem: str | None) -> None:
+    """The first process tells all others whether it may write; nobody waits for one that has left.
+
+    Raises:
+        ValueError: in every process, with the first one's problem.
+    """
+    if world.size > 1:
+        told = [problem]
+        dist.broadcast_object_list(told, src=0)
+        problem = told[0]
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def barrier(world: World) -> None:

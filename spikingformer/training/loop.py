@@ -16,9 +16,10 @@ from spikingformer.data.loading import Step
 from spikingformer.data.mixing import mix_batch, soft_targets
 from spikingformer.data.randomness import derive_seed
 from spikingformer.training.checkpoint import ModelInfo, save_model, versions
-from spikingformer.training.distributed import World
+from spikingformer.training.distributed import World, barrier
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
+from spikingformer.training.out_of_memory import out_of_memory
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import ProgressBar, Reporter, duration
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
@@ -104,7 +105,7 @@ class Trainer:
         self.progress = Progress(**asdict(state.progress))
         self._loss_sum.fill_(self.progress.loss_sum)
         self._unseen_loss = None
-        self.reporter.drop_after(self.progress.global_step)
+        self.reporter.drop_after(self.progress.global_step, self.progress.epoch)
 
     def save(self) -> None:
         """Saves the whole state (first process only); a state with a loss not yet known to be finite is not saved."""
@@ -165,16 +166,17 @@ class Trainer:
             return inner.no_sync()
         return nullcontext()
 
-    def _agree(self, loss: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
-        """The step's loss over all processes, whether any was asked to stop, whether the first wants a checkpoint."""
+    def _agree(self, loss: torch.Tensor, unreadable: int) -> tuple[torch.Tensor, bool, bool, int]:
+        """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint,
+        and the samples left out."""
         stop, due = bool(self.stop), self._due()
         if self.world.size == 1:
-            return loss, stop, due
-        flags = [float(stop), float(due and self.world.is_first)]
+            return loss, stop, due, unreadable
+        flags = [float(stop), float(due and self.world.is_first), float(unreadable)]
         values = torch.tensor([0.0, *flags], device=self.device, dtype=torch.float64)
         values[0] = loss
         dist.all_reduce(values)
-        return values[0].to(loss.dtype), bool(values[1] > 0), bool(values[2] > 0)
+        return values[0].to(loss.dtype), bool(values[1] > 0), bool(values[2] > 0), int(values[3])
 
     def _check_unseen_loss(self) -> None:
         if self._unseen_loss is not None:
@@ -211,7 +213,11 @@ class Trainer:
         torch.manual_seed(derive_seed(recipe.seed, 2, p.epoch, p.step, self.world.rank))
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, asked, due = self._agree(self._loss(step, p.epoch, p.step))
+        try:
+            own_loss = self._loss(step, p.epoch, p.step)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self, step, error) from None
+        loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
         if recipe.nonfinite == "stop":
             self._check_unseen_loss()
             self._unseen_loss = loss
@@ -227,13 +233,13 @@ class Trainer:
             self._step_back(float(loss))
             return asked, False
         self._loss_sum += loss.double() * step.samples
+        p.unreadable += unreadable
         self._count(step, loss)
         return asked, due
 
     def _count(self, step: Step, loss: torch.Tensor) -> None:
         p = self.progress
         p.loss_samples += step.samples
-        p.unreadable += sum(part.unreadable for part in step.parts)
         p.global_step += 1
         p.step += 1
         if p.global_step % self.recipe.log.every_steps == 0:
@@ -291,6 +297,7 @@ class Trainer:
             bar.advance(f"epoch {epoch + 1}/{self.recipe.total_epochs}  {samples / seconds:.0f}/s  data wait {waited / seconds:.0%}")
             if asked:
                 self.save()
+                barrier(self.world)  # a process that left earlier would make its launcher end the one that saves
                 raise StoppedBySignal
             if due:
                 self.save()
@@ -303,7 +310,7 @@ class Trainer:
         settings, p = self.recipe.checkpoint, self.progress
         if settings.every_steps and (p.global_step + 1) % settings.every_steps == 0:
             return p.step + 1 < self.steps_per_epoch  # an epoch's end saves anyway
-        return 0 < settings.every_seconds <= time.monotonic() - self._last_saved
+        return p.step + 1 < self.steps_per_epoch and 0 < settings.every_seconds <= time.monotonic() - self._last_saved
 
     def _end_epoch(self) -> Evaluation | None:
         p, recipe = self.progress, self.recipe

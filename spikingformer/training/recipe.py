@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from spikingformer.data.settings import AugmentSettings, DataSettings, MixSettings, Settings
+from spikingformer.training.atomic import write_atomic
 from spikingformer.training.recipe_text import dump_yaml, explain_errors, parse_yaml, split_override, to_json
 
 
@@ -166,4 +167,4 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes every field, defaults included, so that the run can be repeated from this file alone."""
-    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+    write_atomic(path, dump_yaml(recipe.model_dump(mode="json")).encode())

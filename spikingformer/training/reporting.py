@@ -35,10 +35,10 @@ class Reporter:
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
-    def drop_after(self, global_step: int) -> None:
-        """Forgets what an earlier attempt recorded beyond this step."""
+    def drop_after(self, global_step: int, epoch: int) -> None:
+        """Forgets what an earlier attempt recorded beyond this step, and the end of this epoch or a later one."""
         if self.speaks:
-            self.metrics.drop_after(global_step)
+            self.metrics.drop_after(global_step, epoch)
 
     def record(self, kind: str, global_step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and a TensorBoard point for every number in it."""

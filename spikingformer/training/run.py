@@ -12,7 +12,7 @@ import torch
 
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import load_weights, read_model_file
-from spikingformer.training.distributed import World, barrier, process_group, read_world
+from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
 from spikingformer.training.evaluation import evaluate
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import Trainer
@@ -90,11 +90,15 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
     console = make_console(world.is_first)
     with ExitStack() as stack:
         stack.enter_context(process_group(world, device))
+        problem = None
         if world.is_first:
-            if not resume and has_run(folder):
-                raise ValueError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --output")
-            stack.enter_context(locked(folder))
-        barrier(world)
+            try:
+                if not resume and has_run(folder):
+                    raise ValueError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --output")
+                stack.enter_context(locked(folder))
+            except ValueError as error:
+                problem = str(error)
+        agree_to_start(world, problem)
         state, warning = load_state(folder)
         if warning:
             console.print(warning, style="yellow", markup=False)
@@ -119,12 +123,18 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         first_step = state.progress.global_step if state is not None else 0
         reporter = Reporter(folder, console, recipe.log.tensorboard, first_step, world.is_first)
         stack.callback(reporter.close)
-        stop = stack.enter_context(stop_on_signals())
+        stop = stack.enter_context(stop_on_signals(launched=world.size > 1))
         trainer = Trainer(recipe, model, optimizer, inputs, folder, device, world, reporter, stop)
         if state is not None:
             trainer.restore(state)
             p = trainer.progress
             reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
+            if state.world_size != world.size:
+                reporter.say(
+                    f"begun by {state.world_size} processes, gone on with by {world.size}: the same batches, but the sums "
+                    "and BatchNorm's statistics of each process differ from an unbroken run",
+                    "yellow",
+                )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         reporter.say(
             f"{recipe.model.name}: {parameters:,} parameters, {len(inputs.class_names)} classes, on {device}"
@@ -144,6 +154,7 @@ def _finish(trainer: Trainer, seconds: float) -> Result:
     test_top1 = p.best_top1
     if trainer.inputs.validation is not None:
         path = trainer.folder / BEST_FILE
+        barrier(trainer.world)  # the first process may still be writing it
         weights, _ = read_model_file(path)
         model = trainer.evaluated_model()
         load_weights(model, weights, path)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import versions
@@ -19,6 +19,18 @@ from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
 
 RECIPE_FILE, RUN_FILE, METRICS_FILE, LOCK_FILE = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
 BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
+
+_held: set[IO[str]] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked reader process must not keep the folder locked after its parent was killed."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
@@ -45,7 +57,11 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
 
 
 def has_run(folder: Path) -> bool:
@@ -70,7 +86,7 @@ class MetricsFile:
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS_FILE
 
-    def drop_after(self, global_step: int) -> None:
+    def drop_after(self, global_step: int, epoch: int) -> None:
         if not self.path.exists():
             return
         kept = []
@@ -79,7 +95,8 @@ class MetricsFile:
                 record = json.loads(line)
             except ValueError:  # a line cut off by a kill
                 continue
-            if record.get("global_step", 0) <= global_step:
+            ended_later = record.get("kind") == "epoch" and record.get("epoch", 0) >= epoch
+            if record.get("global_step", 0) <= global_step and not ended_later:
                 kept.append(line)
         write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
 

@@ -87,7 +87,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, state: RunState) -> None:
 
 
 def save_state(folder: Path, state: RunState) -> None:
-    """Writes atomically; the state before it stays as state.previous.safetensors."""
+    """Writes atomically; the state before it stays as state.previous.safetensors.
+
+    Raises:
+        ValueError: disk full, no permission; the old state is untouched.
+    """
     text = {
         "format": FORMAT,
         "optimizer": state.optimizer,
@@ -97,8 +101,16 @@ def save_state(folder: Path, state: RunState) -> None:
         "world_size": state.world_size,
         "versions": state.versions,
     }
-    keep_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
-    write_tensors(folder / STATE_FILE, state.tensors, {_KEY: json.dumps(text, sort_keys=True)})
+    try:
+        keep_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
+        write_tensors(folder / STATE_FILE, state.tensors, {_KEY: json.dumps(text, sort_keys=True)})
+    except OSError as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
+        kept = "The checkpoint before it is whole" if (folder / STATE_FILE).exists() else "There is no earlier checkpoint"
+        raise ValueError(
+            f"{folder / STATE_FILE}: the checkpoint could not be written ({error.strerror or error}); it needs "
+            f"{size / 1e6:.1f} MB there beside the old one. {kept}: make room, then go on with --resume."
+        ) from None
 
 
 def _read(path: Path) -> RunState:
