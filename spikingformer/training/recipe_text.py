@@ -113,7 +113,9 @@ def _show(value: object) -> str:
 
 
 def type_name(field: FieldInfo) -> str:
-    return str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>").replace("NoneType", "null")
+    """A field's type as a reader of recipes would say it: "int or null", "one of 'cpu', 'cuda'"."""
+    text = str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text).replace(" | None", " or null")
 
 
 def explain_errors(error: ValidationError, model: type[BaseModel], source: str) -> str:

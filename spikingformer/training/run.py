@@ -22,6 +22,7 @@ from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_
 from spikingformer.training.setup import build_model, build_optimizer, choose_device
 from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
+from spikingformer.training.sync_batchnorm import synchronise
 
 RESULT_FILE = "result.json"
 # what a resumed run may change without becoming another run
@@ -113,7 +114,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         if recipe.precision == "fp64":
             model = model.double()
         if recipe.sync_batchnorm and world.size > 1:
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronise(model, device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = model.to(device)

@@ -1,0 +1,181 @@
+"""A run that is stopped anywhere and resumed equals the unbroken one, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from spikingformer.data.loading import MemoryTraining
+from spikingformer.training.loop import StoppedBySignal, Trainer
+from spikingformer.training.recipe import save_recipe
+from spikingformer.training.run import train
+from spikingformer.training.signals import SAVED_AND_LEFT
+from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE, load_state
+from tests.training.helpers import assert_same_tensors, tiny_recipe
+
+EVERYTHING = {
+    "ema__decay": 0.9,
+    "ema__warmup": True,
+    "model__drop_path_rate": 0.2,
+    "mixing__mixup_alpha": 0.5,
+    "mixing__cutmix_alpha": 1.0,
+    "augment__rand_augment": "rand-m9-n1-mstd0.5-inc1",
+    "augment__erase_probability": 0.25,
+    "data__validation_fraction": 0.1,
+    "label_smoothing": 0.1,
+    "schedule__warmup_epochs": 1,
+    "schedule__every_step": True,
+    "accumulation_steps": 2,
+    "optimizer__clip_norm": 1.0,
+}
+PER_SAMPLE = {
+    "augment__engine": "per_sample",
+    "augment__rand_augment": "rand-m9-n1-mstd0.4-inc1",
+    "augment__erase_probability": 0.25,
+    "mixing__mixup_alpha": 0.5,
+    "optimizer__name": "lamb",
+    "batch_size": 400,
+    "augment__crop_padding": 1,
+}
+SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.05, "precision": "bf16", "drop_last": False}
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Asks the run to leave after so many optimiser steps."""
+    plain = Trainer.train_step
+
+    def train_step(self, batch):
+        _, due = plain(self, batch)
+        return self.progress.global_step == step, due
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("settings", [EVERYTHING, PER_SAMPLE, SGD], ids=["everything", "per-sample", "sgd-bf16"])
+@pytest.mark.parametrize("place", ["inside-first-epoch", "inside-last-epoch", "at-an-epochs-end"])
+def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, settings, place):
+    recipe = tiny_recipe(**settings)
+    whole = train(recipe, tmp_path / "whole")
+    steps = load_state(tmp_path / "whole")[0].progress.global_step // 2
+    where = {"inside-first-epoch": 1, "inside-last-epoch": steps + 1, "at-an-epochs-end": steps}[place]
+    with monkeypatch.context() as patch:
+        stop_at(patch, where)
+        with pytest.raises(StoppedBySignal):
+            train(recipe, tmp_path / "parts")
+    resumed = train(recipe, tmp_path / "parts", resume=True)
+    for name in ("state", "best", "last"):
+        assert_same_tensors(tmp_path / "whole" / f"{name}.safetensors", tmp_path / "parts" / f"{name}.safetensors")
+    assert (whole.best_top1, whole.best_epoch, whole.test_top1) == (resumed.best_top1, resumed.best_epoch, resumed.test_top1)
+    losses = [
+        [json.loads(line).get("train_loss") for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_seed_changes_the_run(tmp_path):
+    """Shows that the comparisons above can fail."""
+    for seed in (0, 1):
+        train(tiny_recipe(seed=seed, epochs=1), tmp_path / str(seed))
+    with pytest.raises(AssertionError, match="tensors differ"):
+        assert_same_tensors(tmp_path / "0/last.safetensors", tmp_path / "1/last.safetensors")
+
+
+def test_workers_do_not_change_the_run(tmp_path):
+    for workers in (0, 2):
+        train(tiny_recipe(**PER_SAMPLE | {"epochs": 1, "workers": workers}), tmp_path / str(workers))
+    assert_same_tensors(tmp_path / "0/last.safetensors", tmp_path / "2/last.safetensors")
+
+
+def command(folder, recipe, *more: str) -> list[str]:
+    return [sys.executable, "-m", "spikingformer", "train", str(recipe), "--output", str(folder), *more]
+
+
+def wait_for(process, test, seconds=60):
+    end = time.monotonic() + seconds
+    while not test():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def slow_run(tmp_path):
+    """A recipe file with many small steps, a checkpoint after each second one."""
+    recipe = tiny_recipe(batch_size=24, epochs=3, checkpoint__every_steps=2, threads=1)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    return recipe, tmp_path / "recipe.yaml"
+
+
+def test_kill_and_term_then_resume_in_other_processes(tmp_path, slow_run):
+    recipe, file = slow_run
+    folder = tmp_path / "run"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    start = {"env": environment, "stderr": subprocess.PIPE, "text": True}
+    steps = []
+    for number, resume in ((signal.SIGKILL, ()), (signal.SIGTERM, ("--resume",))):
+        before = (folder / STATE_FILE).stat().st_mtime_ns if resume else 0
+        with subprocess.Popen(command(folder, file, *resume), **start) as process:
+            state = folder / STATE_FILE
+            wait_for(process, lambda s=state, b=before: s.exists() and s.stat().st_mtime_ns > b and load_state(folder)[0].progress.global_step)
+            process.send_signal(number)
+            process.wait(60)
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else SAVED_AND_LEFT)
+        steps.append(load_state(folder)[0].progress.global_step)
+    assert 0 < steps[0] < steps[1] < 3 * 59
+    torch.set_num_threads(1)
+    train(recipe, folder, resume=True)
+    train(recipe, tmp_path / "whole")
+    assert_same_tensors(tmp_path / "whole/state.safetensors", folder / "state.safetensors")
+
+
+def test_second_signal_leaves_at_once(tmp_path, slow_run, monkeypatch):
+    code = (
+        "import os, signal, time\n"
+        "from spikingformer.training.signals import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert stop\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "saving, then leaving" in done.stderr
+
+
+def test_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
+    recipe = tiny_recipe()
+    train(recipe, tmp_path / "run")
+    whole = (tmp_path / "run" / STATE_FILE).read_bytes()
+    (tmp_path / "run" / STATE_FILE).write_bytes(whole[: len(whole) // 2])
+    train(recipe, tmp_path / "run", resume=True)
+    text = capsys.readouterr().err
+    assert "state.safetensors: not a whole safetensors file" in text
+    assert f"Going on from {PREVIOUS_FILE}" in text
+    assert (tmp_path / "run" / STATE_FILE).stat().st_size == len(whole)
+
+
+def test_no_whole_state_is_an_error(tmp_path):
+    train(tiny_recipe(epochs=1), tmp_path)
+    for name in (STATE_FILE, PREVIOUS_FILE):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="No whole state in"):
+        train(tiny_recipe(epochs=1), tmp_path, resume=True)
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path):
+    train(tiny_recipe(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run of another recipe:\n  batch_size: 240 there, 120 now"):
+        train(tiny_recipe(epochs=1, batch_size=120), tmp_path, resume=True)
+
+
+def test_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    first = train(tiny_recipe(epochs=1), tmp_path)
+    monkeypatch.setattr(MemoryTraining, "steps", None)
+    assert train(tiny_recipe(epochs=1), tmp_path, resume=True).best_top1 == first.best_top1
