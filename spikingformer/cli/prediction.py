@@ -1,10 +1,8 @@
 """The most likely classes of files and of test samples."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -54,31 +52,17 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
                 yield {"file": file, "classes": _ranked(next(logits), info, top)}
 
 
-def _read_recording(file: str) -> np.ndarray:
-    """Events of a recording; AEDAT 2.0 and 3.1 are told apart by their first line."""
-    from spikingformer.data.events import read_aedat20, read_aedat31, read_nmnist
-
-    if Path(file).suffix.lower() != ".aedat":
-        return read_nmnist(file)
-    with open(file, "rb") as stream:
-        version = stream.read(32)
-    return read_aedat31(file) if version.startswith(b"#!AER-DAT3") else read_aedat20(file)
-
-
 def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:
-    from spikingformer.data.events.catalogue import CATALOGUE
-    from spikingformer.data.events.frames import events_to_frames
+    from spikingformer.data.events.recording import load_recording_as_frames
 
     data = (info.recipe or {}).get("data", {})
-    row = CATALOGUE.get(data.get("name", ""))
-    sensor = row.sensor_size if row is not None else (128, 128)
     try:
-        frames = events_to_frames(
-            _read_recording(file), info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
+        frames = load_recording_as_frames(
+            file, info.kwargs["time_steps"], data.get("split_by", "number"), info.image_size
         )
     except ValueError as error:
         return {"file": file, "error": str(error)}
-    inputs = torch.from_numpy(frames).float()[None].to(_device(model))
+    inputs = frames.to(_device(model))
     steps = model.forward_steps(inputs)[:, 0] if isinstance(model, SpikingTransformer) else model(inputs)
     return {
         "file": file,
