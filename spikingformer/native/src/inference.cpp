@@ -1,0 +1,580 @@
+// Whole-model inference on bits: what stands between two products, attention, and products with a fused end.
+//
+// Tokens are rows ((t * B + b) * H + y) * W + x, channels last. Spikes are bits, one row of words a token; Spikformer's
+// integer stream is one byte a channel. Currents are fp32, or 16-bit fixed point for the integer form, which
+// spikingformer/engine/int8_reference.py defines bit for bit: no operation here depends on the instruction set.
+#include "spikes.h"
+
+namespace {
+
+typedef int16_t Short __attribute__((vector_size(SPK_VECTOR_BYTES)));
+typedef int16_t ShortHalf __attribute__((vector_size(SPK_VECTOR_BYTES / 2)));
+typedef Float::Integer Int;
+constexpr long SL = SPK_VECTOR_BYTES / 2, FL = Float::lanes;
+constexpr long kBlockBytes = 512 * 1024;  // weights walked at one go: they stay in the second-level cache
+constexpr long kTokens = 128;             // tokens of a chunk: their sums stay there too
+constexpr long kSafeSpikes = 258;         // 258 * 127 < 2^15: that many int8 weights cannot overflow an int16 sum
+
+SPK_INLINE Short load_short(const int16_t* p, long n = SL) {
+  Short v = {};
+  memcpy(&v, p, n * 2);
+  return v;
+}
+SPK_INLINE Short splat_short(int v) { return (int16_t)v - (Short){}; }
+SPK_INLINE Int low(Short v) {
+  ShortHalf h;
+  memcpy(&h, &v, sizeof h);
+  return __builtin_convertvector(h, Int);
+}
+SPK_INLINE Int high(Short v) {
+  ShortHalf h;
+  memcpy(&h, (const char*)&v + sizeof h, sizeof h);
+  return __builtin_convertvector(h, Int);
+}
+SPK_INLINE Short join(Int a, Int b) {  // both within int16
+  ShortHalf l = __builtin_convertvector(a, ShortHalf), h = __builtin_convertvector(b, ShortHalf);
+  Short v;
+  memcpy(&v, &l, sizeof l);
+  memcpy((char*)&v + sizeof l, &h, sizeof h);
+  return v;
+}
+SPK_INLINE Short select_short(Short mask, Short a, Short b) { return (mask & a) | (~mask & b); }
+SPK_INLINE Short max_short(Short a, Short b) { return select_short(a > b, a, b); }
+SPK_INLINE Int clamp_int(Int v, int lowest, int highest) {
+  Int a = lowest - (Int){}, b = highest - (Int){};
+  v = (v < a) ? a : v;
+  return (v > b) ? b : v;
+}
+// The sign bits of SL lanes, lane 0 in bit 0.
+SPK_INLINE uint32_t short_bits(Short mask) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return _mm512_movepi16_mask((__m512i)mask);
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16((__m256i)mask, _mm256_setzero_si256()), 0xd8);
+  return (uint32_t)_mm256_movemask_epi8(bytes) & 0xffffu;
+#elif defined(__x86_64__)
+  return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16((__m128i)mask, _mm_setzero_si128()));
+#else
+  uint32_t bits = 0;
+  for (long i = 0; i < SL; i++) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+// 0/1 lanes from SL bits.
+SPK_INLINE Short lanes_of(uint64_t bits) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Short)_mm512_maskz_set1_epi16((__mmask32)bits, 1);
+#else
+  Short v;
+  for (long i = 0; i < SL; i++) v[i] = (int16_t)((bits >> i) & 1);
+  return v;
+#endif
+}
+
+// ---- neurons ------------------------------------------------------------------------------------------------------
+
+// Fixed point: h = (v * keep + x * take + 2^13) >> 14 with keep + take = 2^14, so that h lies between v and x.
+struct FixedNeuron {
+  typedef int16_t Current;
+  static constexpr long lanes = SL;
+  typedef Short State;
+  int keep, take, threshold, scale;
+  SPK_INLINE State rest() const { return Short{}; }
+  SPK_INLINE Short get(const int16_t* p, long n) const { return n == SL ? load_short(p) : load_short(p, n); }
+  SPK_INLINE Short larger(Short a, Short b) const { return max_short(a, b); }
+  SPK_INLINE Short charge(Short v, Short x) const {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+    const __m512i weights = _mm512_set1_epi32((take << 16) | keep), half = _mm512_set1_epi32(1 << 13);
+    __m512i a = _mm512_madd_epi16(_mm512_unpacklo_epi16((__m512i)v, (__m512i)x), weights);
+    __m512i b = _mm512_madd_epi16(_mm512_unpackhi_epi16((__m512i)v, (__m512i)x), weights);
+    a = _mm512_srai_epi32(_mm512_add_epi32(a, half), 14);
+    b = _mm512_srai_epi32(_mm512_add_epi32(b, half), 14);
+    return (Short)_mm512_packs_epi32(a, b);
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+    const __m256i weights = _mm256_set1_epi32((take << 16) | keep), half = _mm256_set1_epi32(1 << 13);
+    __m256i a = _mm256_madd_epi16(_mm256_unpacklo_epi16((__m256i)v, (__m256i)x), weights);
+    __m256i b = _mm256_madd_epi16(_mm256_unpackhi_epi16((__m256i)v, (__m256i)x), weights);
+    a = _mm256_srai_epi32(_mm256_add_epi32(a, half), 14);
+    b = _mm256_srai_epi32(_mm256_add_epi32(b, half), 14);
+    return (Short)_mm256_packs_epi32(a, b);
+#else
+    return join((low(v) * keep + low(x) * take + (1 << 13)) >> 14, (high(v) * keep + high(x) * take + (1 << 13)) >> 14);
+#endif
+  }
+  SPK_INLINE uint64_t step(State& v, Short x) const {
+    Short h = charge(v, x);
+    Short fired = h >= splat_short(threshold);
+    v = ~fired & h;
+    return short_bits(fired);
+  }
+  // Attention's counts (>= 0) as currents: saturating multiplication by `scale`.
+  SPK_INLINE uint64_t step_counts(State* v, Short y) const {
+    Short limit = splat_short(32767 / scale);
+    return step(*v, select_short(y > limit, limit, y) * splat_short(scale));
+  }
+  static constexpr long states_of_counts = 1;
+};
+
+struct FloatNeuron {
+  typedef float Current;
+  static constexpr long lanes = FL;
+  typedef Float::Vector State;
+  Neuron<Float> neuron;
+  float scale;
+  SPK_INLINE State rest() const { return splat<Float>(neuron.v_rest); }
+  SPK_INLINE Float::Vector get(const float* p, long n) const { return n == FL ? load<Float>(p) : load_part<Float>(p, n); }
+  SPK_INLINE Float::Vector larger(Float::Vector a, Float::Vector b) const { return select<Float>(a > b, a, b); }
+  SPK_INLINE uint64_t step(State& v, Float::Vector x) const {
+    Float::Vector h = neuron.charge(v, x);
+    Int fired = neuron.fires(h);
+    v = neuron.reset(h, fired);
+    return lane_bits(fired);
+  }
+  SPK_INLINE uint64_t step_counts(State* v, Short y) const {
+    uint64_t a = step(v[0], __builtin_convertvector(low(y), Float::Vector) * scale);
+    uint64_t b = step(v[1], __builtin_convertvector(high(y), Float::Vector) * scale);
+    return a | (b << FL);
+  }
+  static constexpr long states_of_counts = 2;
+};
+
+// Currents [steps_in (1 or steps)][images][H][W][C] to bits [steps][images][H'][W'][words]; pool: 3x3, stride 2, first.
+template <class N>
+void fire(const N& neuron, const typename N::Current* x, bool repeated, long steps, long images, long height, long width,
+          long channels, bool pool, uint64_t* bits, int threads) {
+  const long words = words_of(channels);
+  const long rows = pool ? (height + 1) / 2 : height, columns = pool ? (width + 1) / 2 : width;
+  const long pixels = images * rows * columns, stride_t = repeated ? 0 : images * height * width * channels;
+  constexpr long groups = 64 / N::lanes;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long m = 0; m < pixels; m++) {
+    const long image = m / (rows * columns), oy = m / columns % rows, ox = m % columns;
+    const long y0 = pool ? maximum(0, 2 * oy - 1) : oy, y1 = pool ? minimum(height - 1, 2 * oy + 1) : oy;
+    const long x0 = pool ? maximum(0, 2 * ox - 1) : ox, x1 = pool ? minimum(width - 1, 2 * ox + 1) : ox;
+    for (long w = 0; w < words; w++) {
+      typename N::State v[groups];
+      for (long g = 0; g < groups; g++) v[g] = neuron.rest();
+      const long here = minimum(64, channels - w * 64);
+      for (long t = 0; t < steps; t++) {
+        uint64_t word = 0;
+        for (long g = 0; g * N::lanes < here; g++) {
+          const long n = minimum(N::lanes, here - g * N::lanes);
+          const typename N::Current* base = x + t * stride_t + w * 64 + g * N::lanes;
+          auto current = neuron.get(base + ((image * height + y0) * width + x0) * channels, n);
+          if (pool)
+            for (long yy = y0; yy <= y1; yy++)
+              for (long xx = x0; xx <= x1; xx++)
+                current = neuron.larger(current, neuron.get(base + ((image * height + yy) * width + xx) * channels, n));
+          uint64_t lanes = neuron.step(v[g], current);
+          if (n < N::lanes) lanes &= (1ull << n) - 1;
+          word |= lanes << (g * N::lanes);
+        }
+        bits[(t * pixels + m) * words + w] = word;
+      }
+    }
+  }
+}
+
+// Max-pool of spikes: OR over 3x3 windows, stride 2.
+void pool_bits(const uint64_t* in, long images, long height, long width, long words, uint64_t* out, int threads) {
+  const long rows = (height + 1) / 2, columns = (width + 1) / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long m = 0; m < images * rows * columns; m++) {
+    const long image = m / (rows * columns), oy = m / columns % rows, ox = m % columns;
+    for (long w = 0; w < words; w++) {
+      uint64_t word = 0;
+      for (long y = maximum(0, 2 * oy - 1); y <= minimum(height - 1, 2 * oy + 1); y++)
+        for (long x = maximum(0, 2 * ox - 1); x <= minimum(width - 1, 2 * ox + 1); x++)
+          word |= in[((image * height + y) * width + x) * words + w];
+      out[m * words + w] = word;
+    }
+  }
+}
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+SPK_INLINE uint64_t cut(const uint64_t* row, long bit, long n) {  // n <= 64 bits from any place
+  const long w = bit / 64, s = bit % 64;
+  uint64_t v = row[w] >> s;
+  if (s && s + n > 64) v |= row[w + 1] << (64 - s);
+  return n == 64 ? v : v & ((1ull << n) - 1);
+}
+
+// qkv bits [steps][images][tokens][words of 3C] to spikes [steps][images][tokens][words of C] through k^T v, q (k^T v),
+// scale and the neuron. Sums are non-negative and saturate at 2^15 - 1.
+template <class N>
+void attention(const N& neuron, const uint64_t* qkv, long steps, long images, long tokens, long channels, long heads,
+               uint64_t* bits, int threads) {
+  const long d = channels / heads, vectors = (d + SL - 1) / SL, in_words = words_of(3 * channels),
+             out_words = words_of(channels);
+  memset(bits, 0, steps * images * tokens * out_words * sizeof(uint64_t));
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch kv_memory(d * vectors * sizeof(Short)), v_memory(tokens * vectors * N::states_of_counts * sizeof(typename N::State));
+    Short* kv = kv_memory.as<Short>();
+    typename N::State* states = v_memory.as<typename N::State>();
+#pragma omp for schedule(static)
+    for (long bh = 0; bh < images * heads; bh++) {
+      const long image = bh / heads, head = bh % heads;
+      for (long i = 0; i < tokens * vectors * N::states_of_counts; i++) states[i] = neuron.rest();
+      for (long t = 0; t < steps; t++) {
+        const uint64_t* in = qkv + (t * images + image) * tokens * in_words;
+        uint64_t* out = bits + (t * images + image) * tokens * out_words;
+        memset(kv, 0, d * vectors * sizeof(Short));
+        for (long n = 0; n < tokens; n++) {
+          const uint64_t* row = in + n * in_words;
+          for (long j = 0; j < vectors; j++) {
+            const long lanes = minimum(SL, d - j * SL);
+            uint64_t v = cut(row, 2 * channels + head * d + j * SL, lanes);
+            if (!v) continue;
+            const Short value = lanes_of(v);
+            for (long k0 = 0; k0 < d; k0 += 64) {
+              uint64_t k = cut(row, channels + head * d + k0, minimum(64, d - k0));
+              while (k) {
+                kv[(k0 + __builtin_ctzll(k)) * vectors + j] += value;
+                k &= k - 1;
+              }
+            }
+          }
+        }
+        for (long n = 0; n < tokens; n++) {
+          const uint64_t* row = in + n * in_words;
+          for (long j = 0; j < vectors; j++) {
+            Short sum = {};
+            for (long q0 = 0; q0 < d; q0 += 64) {
+              uint64_t q = cut(row, head * d + q0, minimum(64, d - q0));
+              while (q) {
+                Short next = sum + kv[(q0 + __builtin_ctzll(q)) * vectors + j];
+                sum = select_short(next < sum, splat_short(32767), next);  // both terms >= 0: smaller means wrapped
+                q &= q - 1;
+              }
+            }
+            const long lanes = minimum(SL, d - j * SL);
+            uint64_t fired = neuron.step_counts(states + (n * vectors + j) * N::states_of_counts, sum);
+            if (lanes < SL) fired &= (1ull << lanes) - 1;
+            if (!fired) continue;
+            const long bit = head * d + j * SL, w = bit / 64, s = bit % 64;
+            // Heads of one token may share a word.
+            __atomic_fetch_or(out + n * out_words + w, fired << s, __ATOMIC_RELAXED);
+            if (s && s + lanes > 64) __atomic_fetch_or(out + n * out_words + w + 1, fired >> (64 - s), __ATOMIC_RELAXED);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- products -----------------------------------------------------------------------------------------------------
+
+struct ProductArgs {
+  const void* input;  // bits (uint64 words) or counts (uint8)
+  const void* packed;
+  const float* scale;  // integer form only
+  const float* bias;
+  void* out;
+  int64_t images, height, width, channels, outputs, taps;
+  int32_t counts, accumulate, max_count, threads;
+};
+
+// Places that fired, one list per token; counts repeat a place.
+struct Lists {
+  Scratch places, starts;
+  Lists(long tokens, long channels, long most)
+      : places((tokens * channels * most + kListSlack) * sizeof(uint16_t)), starts((tokens + 1) * sizeof(uint32_t)) {}
+  void fill(const ProductArgs& a, long first, long last) {
+    const long words = words_of(a.channels);
+    uint16_t *begin = places.as<uint16_t>(), *end = begin;
+    uint32_t* start = starts.as<uint32_t>();
+    for (long t = first; t < last; t++) {
+      *start++ = (uint32_t)(end - begin);
+      if (a.counts) {
+        const uint8_t* row = (const uint8_t*)a.input + t * a.channels;
+        for (long c = 0; c < a.channels; c++)
+          for (int n = row[c]; n; n--) *end++ = (uint16_t)c;
+      } else {
+        const uint64_t* row = (const uint64_t*)a.input + t * words;
+        for (long w = 0; w < words; w++) end = list_ones(row[w], (uint32_t)(w * 64), end);
+      }
+    }
+    *start = (uint32_t)(end - begin);
+  }
+};
+
+template <int NV> SPK_INLINE void add_short_rows(Short* acc, const int16_t* rows, const uint16_t* list, long count) {
+  for (long i = 0; i < count; i++) {
+    const int16_t* row = rows + (size_t)list[i] * (NV * SL);
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; j++) acc[j] += load_short(row + j * SL);
+  }
+}
+
+struct IntegerForm {
+  // fp32 sum * scale + bias, rounded to the nearest even, within int16
+  static SPK_INLINE Int requantize(Int sum, const float* scale, const float* bias, long n) {
+    Float::Vector s = n == FL ? load<Float>(scale) : load_part<Float>(scale, maximum(0, n));
+    Float::Vector b = n == FL ? load<Float>(bias) : load_part<Float>(bias, maximum(0, n));
+    Float::Vector y = __builtin_convertvector(sum, Float::Vector) * s;
+    y = y + b;
+    y = select<Float>(y < splat<Float>(-32768.f), splat<Float>(-32768.f), y);
+    y = select<Float>(y > splat<Float>(32767.f), splat<Float>(32767.f), y);
+    return (Int)(y + 12582912.f) - 0x4b400000;
+  }
+};
+
+// One token's rows in [c0, c1) of the taps [tap0, tap1), handed to f(rows, list, count).
+template <class F>
+SPK_INLINE void for_taps(const ProductArgs& a, const Lists& lists, long list_first, long token, long tap0, long tap1,
+                         long c0, long c1, long row_length, F&& f) {
+  const uint16_t* places = lists.places.as<uint16_t>();
+  const uint32_t* starts = lists.starts.as<uint32_t>();
+  const long x = token % a.width, y = token / a.width % a.height;
+  for (long tap = tap0; tap < tap1; tap++) {
+    long source = token;
+    if (a.taps == 9) {
+      const long dy = tap / 3 - 1, dx = tap % 3 - 1;
+      if (y + dy < 0 || y + dy >= a.height || x + dx < 0 || x + dx >= a.width) continue;
+      source += dy * a.width + dx;
+    }
+    const uint16_t* list = places + starts[source - list_first];
+    long count = starts[source - list_first + 1] - starts[source - list_first];
+    if (c0 > 0 || c1 < a.channels) {  // only lists of linear products are cut
+      long from = 0, to = count;
+      while (from < count && list[from] < c0) from++;
+      to = from;
+      while (to < count && list[to] < c1) to++;
+      list += from;
+      count = to - from;
+    }
+    f(tap * a.channels * row_length, list, count);
+  }
+}
+
+template <int NV>
+void integer_tile(const ProductArgs& a, const Lists& lists, long list_first, long begin, long end, const int16_t* packed,
+                  int32_t* scratch, long column) {
+  const long width = minimum(NV * SL, a.outputs - column);
+  const long tap_bytes = a.channels * NV * SL * 2, group = maximum(1, minimum(a.taps, kBlockBytes / tap_bytes));
+  const long pieces = a.taps == 1 ? (tap_bytes + kBlockBytes - 1) / kBlockBytes : 1;
+  const long piece = (a.channels + pieces - 1) / pieces;
+  for (long tap0 = 0; tap0 < a.taps; tap0 += group)
+    for (long c0 = 0; c0 < a.channels; c0 += piece) {
+      const bool first = tap0 == 0 && c0 == 0, last = tap0 + group >= a.taps && c0 + piece >= a.channels;
+      for (long token = begin; token < end; token++) {
+        Short acc[NV];
+        Int* wide = (Int*)(scratch + (token - begin) * NV * SL);
+        for (int j = 0; j < NV; j++) acc[j] = Short{};
+        bool stored = !first;
+        long room = kSafeSpikes;
+        auto spill = [&]() SPK_INLINE_LAMBDA {
+          for (int j = 0; j < NV; j++) {
+            Int l = low(acc[j]), h = high(acc[j]);
+            wide[2 * j] = stored ? wide[2 * j] + l : l;
+            wide[2 * j + 1] = stored ? wide[2 * j + 1] + h : h;
+            acc[j] = Short{};
+          }
+          stored = true;
+          room = kSafeSpikes;
+        };
+        for_taps(a, lists, list_first, token, tap0, minimum(a.taps, tap0 + group), c0, minimum(a.channels, c0 + piece),
+                 NV * SL, [&](long offset, const uint16_t* list, long count) {
+                   while (count > room) {
+                     add_short_rows<NV>(acc, packed + offset, list, room);
+                     list += room;
+                     count -= room;
+                     spill();
+                   }
+                   add_short_rows<NV>(acc, packed + offset, list, count);
+                   room -= count;
+                 });
+        if (!last) {
+          spill();
+          continue;
+        }
+        int16_t* o = (int16_t*)a.out + token * a.outputs + column;
+        for (int j = 0; j < NV; j++) {
+          const long n = minimum(SL, width - j * SL);
+          if (n <= 0) break;
+          Int l = low(acc[j]), h = high(acc[j]);
+          if (stored) {
+            l += wide[2 * j];
+            h += wide[2 * j + 1];
+          }
+          const long place = column + j * SL;
+          l = IntegerForm::requantize(l, a.scale + place, a.bias + place, minimum(FL, n));
+          h = IntegerForm::requantize(h, a.scale + place + FL, a.bias + place + FL, minimum(FL, n - FL));
+          if (a.accumulate) {
+            Short before = n == SL ? load_short(o + j * SL) : load_short(o + j * SL, n);
+            l = clamp_int(l + low(before), -32768, 32767);
+            h = clamp_int(h + high(before), -32768, 32767);
+          }
+          Short result = join(l, h);
+          memcpy(o + j * SL, &result, n * 2);
+        }
+      }
+    }
+}
+
+template <int NV>
+void float_tile(const ProductArgs& a, const Lists& lists, long list_first, long begin, long end, const float* packed,
+                long column) {
+  const long width = minimum(NV * FL, a.outputs - column);
+  const long tap_bytes = a.channels * NV * FL * 4, group = maximum(1, minimum(a.taps, kBlockBytes / tap_bytes));
+  const long pieces = a.taps == 1 ? (tap_bytes + kBlockBytes - 1) / kBlockBytes : 1;
+  const long piece = (a.channels + pieces - 1) / pieces;
+  for (long tap0 = 0; tap0 < a.taps; tap0 += group)
+    for (long c0 = 0; c0 < a.channels; c0 += piece) {
+      const bool first = tap0 == 0 && c0 == 0;
+      for (long token = begin; token < end; token++) {
+        Float::Vector acc[NV];
+        float* o = (float*)a.out + token * a.outputs + column;
+        if (!first || a.accumulate) load_tile<NV>(acc, o, width);
+        else
+          for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
+        if (first) {
+          Float::Vector bias[NV];
+          load_tile<NV>(bias, a.bias + column, width);
+          for (int j = 0; j < NV; j++) acc[j] += bias[j];
+        }
+        for_taps(a, lists, list_first, token, tap0, minimum(a.taps, tap0 + group), c0, minimum(a.channels, c0 + piece),
+                 NV * FL, [&](long offset, const uint16_t* list, long count) {
+                   add_rows<NV>(acc, packed + offset, list, count);
+                 });
+        store_tile<NV>(o, acc, width);
+      }
+    }
+}
+
+template <bool integer> void product(const ProductArgs& a) {
+  const Tiles tiles(integer ? (a.outputs + 1) / 2 : a.outputs);  // an int16 vector has twice the lanes
+  const long tile_width = integer ? tiles.vectors * SL : tiles.width();
+  const long count = (a.outputs + tile_width - 1) / tile_width;
+  const long tokens = a.images * a.height * a.width;
+  // a convolution also lists the rows above and below a chunk: several rows at once keep that share small
+  const long most = a.taps == 9 ? maximum(kTokens, 4 * a.width) : kTokens;
+  const long chunk = maximum(8, minimum(most, tokens / (3 * a.threads)));
+  const long chunks = (tokens + chunk - 1) / chunk, reach = a.taps == 9 ? a.width + 1 : 0;
+#pragma omp parallel num_threads(a.threads)
+  {
+    Lists lists(chunk + 2 * reach, a.channels, a.counts ? a.max_count : 1);
+    Scratch sums(integer ? chunk * tile_width * 4 : 64);
+#pragma omp for schedule(dynamic)
+    for (long c = 0; c < chunks; c++) {
+      const long begin = c * chunk, end = minimum(tokens, begin + chunk);
+      const long list_first = maximum(0, begin - reach), list_last = minimum(tokens, end + reach);
+      lists.fill(a, list_first, list_last);
+      with_vectors(tiles.vectors, [&](auto nv) {
+        for (long tile = 0; tile < count; tile++) {
+          const long offset = tile * a.taps * a.channels * tile_width;
+          if (integer)
+            integer_tile<nv.value>(a, lists, list_first, begin, end, (const int16_t*)a.packed + offset,
+                                   sums.as<int32_t>(), tile * tile_width);
+          else
+            float_tile<nv.value>(a, lists, list_first, begin, end, (const float*)a.packed + offset, tile * tile_width);
+        }
+      });
+    }
+  }
+}
+
+// The dense first product of the integer form: int16 pictures [images][H][W][C], int8 weights as int16 [9 * C][outputs].
+void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images, long height,
+                long width, long channels, long outputs, int16_t* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long row = 0; row < images * height; row++) {
+    const long y = row % height;
+    for (long px = 0; px < width; px++)
+      for (long o0 = 0; o0 < outputs; o0 += FL) {
+        const long n = minimum(FL, outputs - o0);
+        Int sum = {};
+        for (long tap = 0; tap < 9; tap++) {
+          const long dy = tap / 3 - 1, dx = tap % 3 - 1;
+          if (y + dy < 0 || y + dy >= height || px + dx < 0 || px + dx >= width) continue;
+          const int16_t* pixel = x + ((row + dy) * width + px + dx) * channels;
+          for (long c = 0; c < channels; c++) {
+            ShortHalf w = {};
+            memcpy(&w, weight + (tap * channels + c) * outputs + o0, n * 2);
+            sum += __builtin_convertvector(w, Int) * (int)pixel[c];
+          }
+        }
+        Int q = IntegerForm::requantize(sum, scale + o0, bias + o0, n);
+        ShortHalf h = __builtin_convertvector(q, ShortHalf);
+        memcpy(out + (row * width + px) * outputs + o0, &h, n * 2);
+      }
+  }
+}
+
+// counts[token][channel] += bit, for Spikformer's stream; set: counts = bit.
+void add_bits(const uint64_t* bits, long tokens, long channels, bool set, uint8_t* counts, int threads) {
+  const long words = words_of(channels);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long t = 0; t < tokens; t++)
+    for (long c = 0; c < channels; c++) {
+      uint8_t bit = (bits[t * words + c / 64] >> (c & 63)) & 1;
+      counts[t * channels + c] = (uint8_t)((set ? 0 : counts[t * channels + c]) + bit);
+    }
+}
+
+// sums[image][channel] over steps and tokens of rows [(t * images + image) * tokens + n][channel].
+template <class In, class Sum>
+void sum_rows(const In* x, long steps, long images, long tokens, long channels, Sum* sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long image = 0; image < images; image++) {
+    Sum* s = sums + image * channels;
+    for (long c = 0; c < channels; c++) s[c] = 0;
+    for (long t = 0; t < steps; t++)
+      for (long n = 0; n < tokens; n++) {
+        const In* row = x + ((t * images + image) * tokens + n) * channels;
+        for (long c = 0; c < channels; c++) s[c] += (Sum)row[c];
+      }
+  }
+}
+
+FixedNeuron fixed(int keep, int take, int threshold, int scale) { return {keep, take, threshold, scale}; }
+
+}  // namespace
+
+SPK_EXPORT(engine_fire_f32)(const float* x, int repeated, long steps, long images, long height, long width, long channels,
+                            int pool, const NeuronArgs* neuron, uint64_t* bits, int threads) {
+  fire(FloatNeuron{Neuron<Float>(*neuron), 1.f}, x, repeated, steps, images, height, width, channels, pool, bits, threads);
+}
+SPK_EXPORT(engine_fire_i16)(const int16_t* x, int repeated, long steps, long images, long height, long width,
+                            long channels, int pool, int keep, int take, int threshold, uint64_t* bits, int threads) {
+  fire(fixed(keep, take, threshold, 1), x, repeated, steps, images, height, width, channels, pool, bits, threads);
+}
+SPK_EXPORT(engine_pool_bits)(const uint64_t* in, long images, long height, long width, long words, uint64_t* out,
+                             int threads) {
+  pool_bits(in, images, height, width, words, out, threads);
+}
+SPK_EXPORT(engine_attention_f32)(const uint64_t* qkv, long steps, long images, long tokens, long channels, long heads,
+                                 float scale, const NeuronArgs* neuron, uint64_t* bits, int threads) {
+  attention(FloatNeuron{Neuron<Float>(*neuron), scale}, qkv, steps, images, tokens, channels, heads, bits, threads);
+}
+SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, long tokens, long channels, long heads,
+                                 int scale, int keep, int take, int threshold, uint64_t* bits, int threads) {
+  attention(fixed(keep, take, threshold, scale), qkv, steps, images, tokens, channels, heads, bits, threads);
+}
+SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args); }
+SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
+// *width = outputs of a tile of packed weights, for the integer form or the fp32 one
+SPK_EXPORT(engine_tile_width)(long outputs, int integer, int64_t* width) {
+  const Tiles tiles(integer ? (outputs + 1) / 2 : outputs);
+  *width = integer ? tiles.vectors * SL : tiles.width();
+}
+SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
+                              long height, long width, long channels, long outputs, int16_t* out, int threads) {
+  dense_stem(x, weight, scale, bias, images, height, width, channels, outputs, out, threads);
+}
+SPK_EXPORT(engine_add_bits)(const uint64_t* bits, long tokens, long channels, int set, uint8_t* counts, int threads) {
+  add_bits(bits, tokens, channels, set, counts, threads);
+}
+SPK_EXPORT(engine_sum_f32)(const float* x, long steps, long images, long tokens, long channels, double* sums, int threads) {
+  sum_rows(x, steps, images, tokens, channels, sums, threads);
+}
+SPK_EXPORT(engine_sum_i16)(const int16_t* x, long steps, long images, long tokens, long channels, int64_t* sums,
+                           int threads) {
+  sum_rows(x, steps, images, tokens, channels, sums, threads);
+}
+SPK_EXPORT(engine_sum_u8)(const uint8_t* x, long steps, long images, long tokens, long channels, int64_t* sums,
+                          int threads) {
+  sum_rows(x, steps, images, tokens, channels, sums, threads);
+}
