@@ -1,0 +1,67 @@
+"""The examples on docs/deploy/*.md run as they stand, in order, in an empty folder with a checkpoint."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spikingformer.cli import main
+from spikingformer.data.events import make_events, write_aedat31
+from spikingformer.export import describe
+from spikingformer.native import status
+from spikingformer.training.checkpoint import ModelInfo, save_model
+
+from .conftest import SMALL, small_model
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "deploy").glob("*.md"))
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def save(path, name, **arguments):
+    model = small_model(name, **arguments)
+    pre = describe(model).preprocessing
+    kind = "events" if model.config.in_chans == 2 else "pictures"
+    kwargs = {**SMALL, "in_chans": model.config.in_chans, **arguments}
+    info = ModelInfo(name, kwargs, ("ant", "bee", "cat", "dog", "elk"), pre.mean, pre.std, kind=kind)
+    path.parent.mkdir(parents=True)
+    save_model(path, model.state_dict(), info)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """What the pages take for granted: two runs, a picture and a recording."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "runs/a/best.safetensors", "spikingformer_cml_4_384", img_size=16, time_steps=2)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / "picture.png")
+    return tmp_path
+
+
+def write_event_files(folder):
+    save(folder / "runs/gesture/best.safetensors", "spikingformer_cml_2_256", img_size=128, time_steps=4)
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(0, 1_200_000, 4000))
+    events = make_events(rng.integers(0, 128, 4000), rng.integers(0, 128, 4000), t, rng.integers(0, 2, 4000))
+    write_aedat31(folder / "recording.aedat", events)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_examples_run(folder, page, capsys):
+    if page.stem == "int8" and not status().available:
+        pytest.skip(f"no compiled kernels: {status().reason}")
+    if page.stem == "streaming":
+        write_event_files(folder)
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    assert {kind for kind, _ in blocks} == {"python", "bash"}
+    names: dict[str, object] = {}
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, str(page), "exec"), names)  # our own page
+            continue
+        for line in text.splitlines():
+            command, *words = shlex.split(line)
+            assert command == "spikingformer", line
+            assert main(words) == 0, capsys.readouterr().err
