@@ -72,6 +72,7 @@ def energy_document(
              "q_rate": a.q.mean, "k_rate": a.k.mean, "v_rate": a.v.mean}
             for a in facts.attentions
         ] if has_rates else [],
+        "lines": [asdict(line) for line in bill.lines],
         "uncounted": facts.uncounted,
         "constants": {name: asdict(c) for name, c in CONSTANTS.items()},
         "warnings": warnings_for(facts, trained, real_data),

@@ -17,8 +17,8 @@ class SparsityTerm:
 
     The value lies in [0, 1] for spikes: each product layer's mean input, weighted by its products without padding;
     `value()` raises RuntimeError where no forward pass came before it. Gradients reach the neurons through their
-    surrogates. Layers that read analog input, and the products of attention (under 1 % of the published models'
-    operations), are left out. Call `value()` once a forward pass.
+    surrogates. Calls without gradients are not seen. Layers that read analog input, and the products of attention
+    (under 1 % of the published models' operations), are left out. Call `value()` once a forward pass.
 
     `input_shape`: of one sample, for models that do not tell.
     """
@@ -35,6 +35,8 @@ class SparsityTerm:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not torch.is_grad_enabled():  # an evaluation in between has no share
+            return
         self._means.append(
             args[0].mean(dtype=torch.promote_types(args[0].dtype, torch.float32)) * self._weights[module]
         )

@@ -133,13 +133,14 @@ def _shown_layers(names: list[str]) -> list[str]:
 
 
 def _pick(s: Tensor) -> Tensor:
-    """(T, C, h, w) to (neurons, T): evenly spaced neurons over all channels and positions that ever fire."""
+    """(T, C, h, w) to (neurons, T): evenly spaced among those that fire, silent ones only where these are too few."""
     flat = s.flatten(1)
-    active = flat.sum(0).nonzero().flatten()
-    if not len(active):
-        active = torch.arange(flat.shape[1], device=flat.device)
-    pick = active[torch.linspace(0, len(active) - 1, min(RASTER_NEURONS, len(active))).long()]
-    return flat[:, pick].T
+    fires = flat.sum(0) > 0
+    active, silent = fires.nonzero().flatten(), (~fires).nonzero().flatten()
+    count = min(RASTER_NEURONS, flat.shape[1])
+    if len(active) < count:
+        active = torch.cat([active, silent[: count - len(active)]])
+    return flat[:, active[torch.linspace(0, len(active) - 1, count).long()]].T
 
 
 def _frames(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> list[Image.Image]:
