@@ -13,13 +13,14 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "reproduce": 4.5,
     "official": 5,
     "training": 4,
-    "energy": 4,
+    "energy": 3.8,  # training watches rates and energy
     "benchmarks": 4,
     "engine": 3.5,
     "models": 3,
     "data": 3,
     "layers": 2,
     "neurons": 1,
+    "weights": 0,
     "native": 0,
 }
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from spikingformer.data.loading import Step
+from spikingformer.data.loading import EvaluationLoader, Step
 from spikingformer.data.mixing import mix_batch, soft_targets
 from spikingformer.data.randomness import derive_seed
+from spikingformer.energy.monitor import RateMonitor
+from spikingformer.energy.sparsity import SparsityTerm
 from spikingformer.training.checkpoint import ModelInfo, save_model, versions
 from spikingformer.training.distributed import World, barrier
 from spikingformer.training.evaluation import Evaluation, evaluate
@@ -67,6 +69,10 @@ class Trainer:
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch; read only when saving
         self._speed: dict[str, float] = {}
+        self._problems: list[str] = []  # dead and saturated neurons as last reported
+        if recipe.sparsity and recipe.compile:
+            raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
+        self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
         self.forward: nn.Module = self._wrap(model)
         self._last_saved = time.monotonic()
         self._unseen_loss: torch.Tensor | None = None  # checked one step late, so that a GPU never waits for it
@@ -155,6 +161,9 @@ class Trainer:
                 logits = logits if self.dtype == torch.float64 else logits.float()
                 # each process's gradient is averaged over processes: weigh by samples, so uneven shares count right
                 loss = -(targets * F.log_softmax(logits, 1)).sum() * (self.world.size / step.samples)
+                if self._sparsity is not None:
+                    share = len(part.labels) * self.world.size / step.samples
+                    loss = loss + self.recipe.sparsity * share * self._sparsity.value()
                 self.scaler.scale(loss).backward()
             total += loss.detach() / self.world.size
         return total
@@ -323,6 +332,7 @@ class Trainer:
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
             evaluation = self._evaluate_and_save_weights()
             values |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss, "best_top1": p.best_top1}
+            values |= self._rates(self.inputs.validation or self.inputs.test)
         values |= {**self._speed, "skipped_steps": p.skipped_steps, "unreadable": p.unreadable}
         p.epoch, p.step, p.loss_sum, p.loss_samples = p.epoch + 1, 0, 0.0, 0
         self._loss_sum.zero_()
@@ -350,6 +360,21 @@ class Trainer:
             save_model(self.folder / LAST_FILE, model.state_dict(), info)
         return evaluation
 
+    def _rates(self, loader: EvaluationLoader) -> dict[str, float]:
+        """Firing rate and estimated energy of the weights just evaluated; says what has died or saturated."""
+        samples = self.recipe.log.rate_samples
+        if not samples or not self.world.is_first:
+            return {}
+        with self.autocast():
+            monitor = RateMonitor(self.evaluated_model(), samples)
+            report = monitor.look(batch.inputs.to(self.dtype) for batch in loader.batches())
+        problems = report.problems()
+        if new := [p for p in problems if p not in self._problems]:
+            more = f" (and {len(new) - 1} like it)" if len(new) > 1 else ""
+            self.reporter.say(f"neurons: {new[0]}{more}", "yellow")
+        self._problems = problems
+        return report.metrics()
+
     def _share_buffers(self, model: nn.Module) -> None:
         """BatchNorm statistics differ by process: the first process's count, as in its checkpoints."""
         if self.world.size > 1:
@@ -362,6 +387,8 @@ class Trainer:
         text = f"epoch {values['epoch'] + 1:>{len(str(total))}}/{total}  train loss {values['train_loss']:.4f}"
         if "top1" in values:
             text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {self.progress.best_top1:.2f} %"
+        if "firing_rate" in values:
+            text += f"  firing {values['firing_rate']:.1%}  {values['energy_mj']:.3g} mJ"
         text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
         for name in ("skipped_steps", "unreadable"):
             text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""

@@ -60,6 +60,9 @@ class CheckpointSettings(Settings):
 class LogSettings(Settings):
     every_steps: int = Field(default=50, ge=1, description="steps between records of the training loss")
     tensorboard: bool = Field(default=True, description="write TensorBoard curves into the run's folder")
+    rate_samples: int = Field(
+        default=64, ge=0, description="samples counted at each evaluation for firing rate and estimated energy; 0: off"
+    )
 
 
 class Recipe(Settings):
@@ -80,6 +83,11 @@ class Recipe(Settings):
     accumulation_steps: int = Field(default=1, ge=1, description="parts a process computes its batch in")
     evaluation_batch_size: int = Field(default=128, ge=1, description="samples per evaluation batch and process")
     drop_last: bool = Field(default=True, description="leave out an epoch's last batch if it is smaller")
+    sparsity: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight in the loss of the synaptic operations over those of neurons that always fire; 0: off",
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     seed: int = Field(default=42, ge=0, description="fixes weights, order, augmentation and mixing")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")

@@ -1,5 +1,8 @@
 """Rates while training, and training towards fewer operations."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,8 @@ from torch import nn
 from spikingformer.energy import count_operations, get_preset
 from spikingformer.energy.monitor import RateMonitor
 from spikingformer.energy.sparsity import SparsityTerm
+from spikingformer.training.recipe import load_recipe
+from spikingformer.training.run import train
 
 from .test_counting import small
 
@@ -65,3 +70,29 @@ def test_value_without_a_forward_pass_is_an_error() -> None:
         term.value()
     with pytest.raises(ValueError, match="nothing to make sparse"):
         SparsityTerm(nn.Conv2d(3, 2, 1), (3, 4, 4))
+
+
+def run_digits(folder: Path, *overrides: str) -> list[dict]:
+    """Epoch records of a tiny run."""
+    small_run = ["epochs=2", "schedule.warmup_epochs=0", "model.embed_dim=32", "model.depth=1", "model.num_heads=2",
+                 "threads=1", "log.tensorboard=false", "log.rate_samples=32", "device=cpu"]  # fmt: skip
+    train(load_recipe("recipes/digits/spikingformer_cml.yaml", [*small_run, *overrides]), folder)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "epoch"]
+
+
+def test_a_run_logs_rates_and_a_recipe_can_ask_for_fewer_operations(tmp_path: Path) -> None:
+    plain, sparse = run_digits(tmp_path / "plain"), run_digits(tmp_path / "sparse", "sparsity=5")
+    for record in (*plain, *sparse):
+        assert 0 <= record["firing_rate"] <= 1
+        assert record["energy_mj"] > 0
+    assert sparse[-1]["sops"] < plain[-1]["sops"]
+    assert plain[-1]["train_loss"] != sparse[-1]["train_loss"]
+    without = run_digits(tmp_path / "without", "log.rate_samples=0")
+    assert "firing_rate" not in without[-1]
+    assert [r["train_loss"] for r in without] == [r["train_loss"] for r in plain]  # looking changes nothing
+
+
+def test_sparsity_and_compile_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sparsity > 0"):
+        run_digits(tmp_path, "sparsity=1", "compile=true")
