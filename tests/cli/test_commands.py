@@ -1,0 +1,218 @@
+"""The command as people type it: what it prints, its status, and one clear screen for each bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from spikingformer.cli import COMMANDS, main
+from spikingformer.training.recipe import save_recipe
+from tests.training.helpers import TINY, tiny_recipe
+
+OVERRIDES = ["epochs=1", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save_recipe(tiny_recipe(), folder / "tiny.yaml")
+    assert main(["train", str(folder / "tiny.yaml"), *OVERRIDES, "--output", str(folder / "run")]) == 0
+    return folder
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Runs a command that must be refused; its message, which has to fit one screen."""
+    status = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    message = captured.err[captured.err.index(f"spikingformer {arguments[0]}: ") :]
+    assert len(lines) <= 24
+    return message
+
+
+def test_train_writes_the_runs_files(run_folder):
+    names = {p.name for p in (run_folder / "run").iterdir()}
+    assert {"best.safetensors", "last.safetensors", "state.safetensors", "recipe.yaml", "metrics.jsonl", "run.json"} <= names
+
+
+def test_train_prints_json_and_runs_again_from_its_folder(run_folder, capsys, tmp_path):
+    status = main(["train", str(run_folder / "run"), "--output", str(tmp_path / "again"), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert result["best_epoch"] == 0
+    first = json.loads((run_folder / "run" / "result.json").read_text())
+    assert result["last_top1"] == first["last_top1"]
+
+
+def test_evaluate_agrees_with_training(run_folder, capsys):
+    assert main(["evaluate", str(run_folder / "run/best.safetensors"), "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == json.loads((run_folder / "run/result.json").read_text())["best_top1"]
+    assert found["samples"] == sum(row["samples"] for row in found["per_class"]) == 359
+    assert len(found["top1_after_step"]) == 2
+    assert found["top1_after_step"][-1] == found["top1"]
+    assert main(["evaluate", str(run_folder / "run/best.safetensors"), "--img-size", "16", "--device", "cpu"]) == 0
+    assert "16x16" in capsys.readouterr().out
+
+
+def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("L", (30, 20), 128).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    checkpoint = str(run_folder / "run/best.safetensors")
+    assert main(["predict", checkpoint, str(tmp_path), "--samples", "2", "--top", "3", "--json", "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"].rsplit("/")[-1] for row in rows[:2]] == ["a.png", "b.jpg"]
+    assert len(rows) == 4
+    assert all(len(row["classes"]) == 3 for row in rows)
+    assert {"label"} <= rows[2].keys()
+
+
+def test_convert_then_evaluate(run_folder, capsys, tmp_path):
+    import timm
+
+    from spikingformer.official import DROPPED
+
+    assert DROPPED
+    source = tmp_path / "published.pth.tar"
+    torch.save({"state_dict": {"head.weight": torch.zeros(10, 16)}, "epoch": 3}, source)
+    message = refused(capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", tmp_path / "x.safetensors")
+    assert "missing" in message or "no such weight" in message
+    assert not (tmp_path / "x.safetensors").exists()
+    assert timm.is_model("spikingformer_cml_4_256")
+
+
+def test_unknown_recipe_key(capsys):
+    message = refused(capsys, "train", "recipes/digits/spikingformer_cml.yaml", "lerning_rate=1")
+    assert "unknown key 'lerning_rate'; did you mean 'optimizer.learning_rate'?" in message
+
+
+def test_unknown_recipe(capsys):
+    assert "did you mean recipes/digits/spikingformer_cml.yaml?" in refused(capsys, "train", "digits/spikingformer_cm.yaml")
+
+
+def test_missing_data_folder(run_folder, capsys, tmp_path):
+    message = refused(
+        capsys, "train", run_folder / "tiny.yaml", "data.name=cifar10", "data.channels=3",
+        f"data.root={tmp_path}/no", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert f"no folder {tmp_path}/no/cifar-10-batches-py" in message
+    assert "Run `spikingformer data cifar10" in message
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_unknown_data_set(run_folder, capsys, tmp_path):
+    message = refused(capsys, "train", run_folder / "tiny.yaml", "data.name=cifar11", "--output", tmp_path / "run")
+    assert "data.name: got 'cifar11'; did you mean 'cifar10'?" in message
+
+
+def test_wrong_channels(run_folder, capsys, tmp_path):
+    message = refused(capsys, "train", run_folder / "tiny.yaml", "data.channels=3", "--output", tmp_path / "run")
+    assert "set data.channels=1" in message
+
+
+def test_corrupt_picture_in_training(run_folder, capsys, tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("L", (9, 9), 20 * i).save(tmp_path / part / name / f"{i}.png")
+    (tmp_path / "train/dog/0.png").write_bytes(b"broken")
+    arguments = [
+        "train", run_folder / "tiny.yaml", "data.name=folder", f"data.root={tmp_path}", "augment.engine=per_sample",
+        "batch_size=2", "drop_last=false", *OVERRIDES,
+    ]  # fmt: skip
+    message = refused(capsys, *arguments, "--output", tmp_path / "run")
+    assert "train/dog/0.png: not a readable picture" in message
+    assert "data.unreadable=skip" in message
+    assert main([str(a) for a in [*arguments, "data.unreadable=skip", "--output", tmp_path / "run2"]]) == 0
+    assert "unreadable 1" in capsys.readouterr().err
+
+
+def test_wrong_number_of_classes(run_folder, capsys, tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog", "eel"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("L", (9, 9)).save(tmp_path / part / name / "0.png")
+    message = refused(
+        capsys, "evaluate", run_folder / "run/best.safetensors", "--data", "folder", "--root", tmp_path, "--device", "cpu"
+    )
+    assert "the model has 10 classes, folder in" in message
+    assert "has 3: choose the data it was trained on" in message
+
+
+def test_checkpoint_of_another_model(run_folder, capsys, tmp_path):
+    message = refused(
+        capsys, "train", run_folder / "tiny.yaml", "model.depth=2",
+        f"model.initial_checkpoint={run_folder}/run/best.safetensors", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "best.safetensors: weights of another model" in message
+    assert "missing, first blocks.1" in message
+
+
+def test_truncated_checkpoint(run_folder, capsys, tmp_path):
+    content = (run_folder / "run/best.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[:5000])
+    for command in ("evaluate", "predict"):
+        message = refused(capsys, command, tmp_path / "cut.safetensors", *(["--samples", 1] if command == "predict" else []))
+        assert "cut.safetensors: not a whole safetensors file" in message
+        assert "truncated" in message
+
+
+@pytest.mark.parametrize("what", ["missing.safetensors", "."])
+def test_checkpoint_that_is_no_file(capsys, tmp_path, what):
+    assert str(tmp_path) in refused(capsys, "evaluate", tmp_path / what)
+
+
+def test_predict_bad_files(run_folder, capsys, tmp_path):
+    checkpoint = run_folder / "run/best.safetensors"
+    assert "no such file or folder" in refused(capsys, "predict", checkpoint, tmp_path / "none.png")
+    assert "no file in it ends in .jpg" in refused(capsys, "predict", checkpoint, tmp_path)
+    assert "nothing to predict" in refused(capsys, "predict", checkpoint)
+    Image.new("L", (9, 9)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"broken")
+    status = main(["predict", str(checkpoint), str(tmp_path), "--device", "cpu"])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert "bad.png: not readable" in captured.out
+    assert "good.png: " in captured.out
+    assert "1 of 2 files could not be read" in captured.err
+
+
+def test_folder_that_cannot_be_written(run_folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(capsys, "train", run_folder / "tiny.yaml", "--output", tmp_path / "file" / "run")
+    assert "cannot write there" in message
+
+
+def test_help_names_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "evaluate", "predict", "data", "models", "doctor", "convert"))
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_a_command(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"spikingformer {command}" in capsys.readouterr().out
+
+
+def test_lists(capsys):
+    assert main(["train", "--list"]) == 0
+    assert "recipes/imagenet/spikingformer_cml_8_768.yaml" in capsys.readouterr().out
+    assert main(["train", "--fields"]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer.learning_rate  (float, default 0.0005)" in text
+    assert set(TINY) - {"model", "data", "augment", "log"} <= set(text.replace("  (", "\n").splitlines())
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "spikingformer", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("spikingformer ")

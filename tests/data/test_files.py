@@ -1,0 +1,275 @@
+"""Folders and tars of pictures, the ImageNet archives, checks of a data folder."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spikingformer.data import imagenet
+from spikingformer.data.checking import check_data
+from spikingformer.data.folder import PictureFiles, UnreadablePicture, part_root
+from spikingformer.data.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, prepare_imagenet
+from spikingformer.data.loading import SampleEvaluation, SampleTraining
+from spikingformer.data.per_sample import evaluation_transform
+from spikingformer.data.sampling import StepPlan
+from spikingformer.data.settings import DataSettings
+from spikingformer.data.sources import load_parts
+
+CPU = torch.device("cpu")
+
+
+def picture(shade: int = 100, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, shade if mode == "L" else (shade, shade // 2, 255 - shade)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_folder(root, train=("cat", "dog"), test=("cat", "dog"), each=3):
+    for part, classes in (("train", train), ("val", test)):
+        for number, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for i in range(each):
+                (root / part / name / f"{i}.jpg").write_bytes(picture(40 * number + i))
+    return root
+
+
+def settings(root, **changes: object) -> DataSettings:
+    return DataSettings(name="folder", root=str(root), image_size=8, **changes)
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def tar_of(entries: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in entries.items():
+            add(archive, name, content)
+    return buffer.getvalue()
+
+
+def test_folder_and_tar_hold_the_same(tmp_path):
+    write_folder(tmp_path / "a")
+    for part in ("train", "val"):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as archive:
+            archive.add(tmp_path / "a" / part, arcname=".")
+    folder = load_parts(settings(tmp_path / "a"), 0)
+    archive = load_parts(DataSettings(name="tar", root=str(tmp_path), image_size=8), 0)
+    for one, other in ((folder.train, archive.train), (folder.test, archive.test)):
+        assert one.class_names == other.class_names == ("cat", "dog")
+        assert one.labels.tolist() == other.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert np.array_equal(np.asarray(one.samples[4][0]), np.asarray(other.samples[4][0]))
+
+
+def test_classes_are_numbered_by_the_training_part(tmp_path):
+    write_folder(tmp_path, train=("ant", "cat", "dog"), test=("dog",))
+    assert load_parts(settings(tmp_path), 0).test.labels.tolist() == [2, 2, 2]
+
+
+def test_class_without_training_pictures_is_named(tmp_path):
+    write_folder(tmp_path, test=("cat", "eel"))
+    with pytest.raises(ValueError, match="1 classes that the training part lacks, first 'eel'"):
+        load_parts(settings(tmp_path), 0)
+
+
+@pytest.mark.parametrize("missing", ["root", "train", "pictures"])
+def test_missing_folder_is_named_with_what_is_expected(tmp_path, missing):
+    root = tmp_path / "set"
+    if missing != "root":
+        (root / "images").mkdir(parents=True)
+    if missing == "pictures":
+        (root / "train").mkdir()
+    expected = {
+        "root": "no folder .*set .*Set data.root=FOLDER",
+        "train": r"no train or training in it \(it holds: images\)",
+        "pictures": "train: no pictures found",
+    }[missing]
+    with pytest.raises(ValueError, match=expected):
+        load_parts(settings(root), 0)
+
+
+def test_held_out_part_is_by_class_and_disjoint(tmp_path):
+    write_folder(tmp_path, each=10)
+    parts = load_parts(settings(tmp_path, validation_fraction=0.2), 1)
+    assert parts.validation is not None
+    assert parts.validation.labels.tolist() == [0, 0, 1, 1]
+    assert len(parts.train) == 16
+    with pytest.raises(ValueError, match="leaves one part empty"):
+        load_parts(settings(tmp_path, validation_fraction=0.01), 1)
+
+
+TRANSFORM = evaluation_transform(8, 3, "bicubic", 1.0, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_picture_stops_and_is_named(tmp_path, workers):
+    write_folder(tmp_path)
+    bad = tmp_path / "train/cat/1.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    loader = SampleEvaluation(PictureFiles(tmp_path / "train", 3), TRANSFORM, 4, workers, CPU, "stop")
+    with pytest.raises(ValueError, match=r"cat/1.jpg: not a readable picture \((.|\n)*data.unreadable=skip") as caught:
+        list(loader.batches())
+    assert "Traceback" not in str(caught.value)
+
+
+def test_corrupt_picture_is_skipped_and_counted(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train/cat/1.jpg").write_bytes(b"no picture")
+    files = PictureFiles(tmp_path / "train", 3)
+    evaluation = list(SampleEvaluation(files, TRANSFORM, 4, 0, CPU, "skip").batches())
+    assert [len(b.labels) for b in evaluation] == [3, 2]
+    assert sum(b.unreadable for b in evaluation) == 1
+    training = SampleTraining(files, TRANSFORM, StepPlan(6, 6, 0), 0, CPU, "skip")
+    assert next(training.steps(0, 0)).parts[0].unreadable == 1
+
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for mode, name in (("L", "grey.jpg"), ("RGBA", "alpha.png"), ("P", "palette.png"), ("CMYK", "cmyk.jpg"), ("1", "bits.png")):
+        Image.new(mode, (9, 7)).save(folder / name)
+    files = PictureFiles(tmp_path, 3)
+    assert len(files) == 5
+    assert all(files[i][0].mode == "RGB" for i in range(5))
+
+
+def test_huge_picture_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    write_folder(tmp_path)
+    found, _ = PictureFiles(tmp_path / "train", 3)[0]
+    assert isinstance(found, UnreadablePicture)
+    assert "exceeds limit" in found.reason
+
+
+def test_check_finds_what_is_wrong(tmp_path):
+    write_folder(tmp_path, train=("ant", "cat"), test=("cat",))
+    (tmp_path / "train/cat/1.jpg").write_bytes(b"no picture")
+    findings = check_data(settings(tmp_path))
+    assert findings.facts["train"]["samples"] == 6
+    assert findings.facts["train"]["unreadable"] == 1
+    assert len(findings.problems) == 2
+    assert "cat/1.jpg: not a readable picture" in findings.problems[0]
+    assert "1 classes only in the train part, first 'ant'" in findings.problems[1]
+    assert not check_data(DataSettings(name="digits", channels=1)).problems
+
+
+def test_part_root_accepts_usual_names(tmp_path):
+    (tmp_path / "validation").mkdir()
+    assert part_root(tmp_path, "test", archive=False) == tmp_path / "validation"
+
+
+WNIDS = ("n00000001", "n00000002")
+
+
+def write_archives(folder):
+    """The three official archives in small: two classes of three pictures, four validation pictures."""
+    from scipy.io import savemat
+
+    folder.mkdir(exist_ok=True)
+    classes = {f"{w}.tar": tar_of({f"{w}_{i}.JPEG": picture(i) for i in range(3)}) for w in WNIDS}
+    (folder / TRAIN_TAR).write_bytes(tar_of(classes))
+    (folder / VAL_TAR).write_bytes(tar_of({f"ILSVRC2012_val_{i + 1:08}.JPEG": picture(i) for i in range(4)}))
+    synsets = np.array([(2, WNIDS[0]), (1, WNIDS[1])], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    buffer = io.BytesIO()
+    savemat(buffer, {"synsets": synsets})
+    with tarfile.open(folder / DEVKIT, "w:gz") as kit:
+        add(kit, "ILSVRC2012_devkit_t12/data/meta.mat", buffer.getvalue())
+        add(kit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"2\n1\n1\n2\n")
+    return folder
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def test_imagenet_archives_become_folders(tmp_path):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    counts = prepare_imagenet(source, target, quiet, verify_counts=False)
+    assert (counts.classes, counts.train, counts.val) == (2, 6, 4)
+    assert sorted(p.name for p in (target / "val" / WNIDS[0]).iterdir()) == [
+        "ILSVRC2012_val_00000001.JPEG",
+        "ILSVRC2012_val_00000004.JPEG",
+    ]
+    assert not check_data(settings(target)).problems
+    with pytest.raises(ValueError, match="2 classes, 6 training and 4 validation pictures, expected 1000, 1281167 and 50000"):
+        prepare_imagenet(source, target, quiet)
+
+
+def test_imagenet_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    (target / "train" / WNIDS[0]).mkdir(parents=True)  # whole already: left as it is
+    (target / f".partial-{WNIDS[1]}").mkdir()  # killed inside this class
+    (target / f".partial-{WNIDS[1]}" / "stale.JPEG").write_bytes(b"x")
+    (target / ".partial-val" / WNIDS[0]).mkdir(parents=True)
+    cut = target / ".partial-val" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG"
+    cut.write_bytes(b"cut off")
+    counts = prepare_imagenet(source, target, quiet, verify_counts=False)
+    assert (counts.classes, counts.train, counts.val) == (2, 3, 4)
+    assert (target / "val" / WNIDS[0] / cut.name).read_bytes() == picture(0)
+    assert not list(target.glob(".partial*"))
+
+
+def link(archive: tarfile.TarFile, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    archive.addfile(member)
+
+
+@pytest.mark.parametrize(
+    "name", ["../n00000001.tar", "/n00000001.tar", "n00000001.tar/x", "n1.tar", "x/../n00000001.tar", "readme"]
+)
+def test_train_archive_cannot_write_elsewhere(tmp_path, name):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    (source / TRAIN_TAR).write_bytes(tar_of({name: tar_of({})}))
+    with pytest.raises(ValueError, match="not the official archive"):
+        prepare_imagenet(source, target, quiet)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.parent != source]
+
+
+@pytest.mark.parametrize("name", ["../../n00000001_1.JPEG", "n00000001_1.JPEG/../x", "n00000001_1.png"])
+def test_class_archive_cannot_write_elsewhere(tmp_path, name):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    (source / TRAIN_TAR).write_bytes(tar_of({"n00000001.tar": tar_of({name: picture()})}))
+    with pytest.raises(ValueError, match="not an official class archive"):
+        prepare_imagenet(source, target, quiet)
+    assert not (target / "train" / "n00000001").exists()
+
+
+def test_link_in_an_archive_is_refused(tmp_path):
+    source = write_archives(tmp_path / "official")
+    with tarfile.open(source / VAL_TAR, "w") as archive:
+        link(archive, "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(ValueError, match="is a link or device"):
+        prepare_imagenet(source, tmp_path / "imagenet", quiet)
+
+
+def test_oversized_member_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet._content, "__defaults__", (100,))
+    with pytest.raises(ValueError, match="bytes, at most 100 are expected"):
+        prepare_imagenet(write_archives(tmp_path / "official"), tmp_path / "imagenet", quiet)
+
+
+@pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR, DEVKIT])
+def test_missing_and_truncated_archives_are_named(tmp_path, name):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    content = (source / name).read_bytes()
+    (source / name).write_bytes(content[: len(content) // 3])
+    with pytest.raises(ValueError, match=name):
+        prepare_imagenet(source, target, quiet, verify_counts=False)
+    (source / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}: not there"):
+        prepare_imagenet(source, target, quiet, verify_counts=False)
+    (source / name).write_bytes(content)
+    assert prepare_imagenet(source, target, quiet, verify_counts=False).train == 6
+
+
+def test_real_photographs_are_all_readable(shared_data):
+    findings = check_data(settings(shared_data / "imagenette224"), every=8)
+    assert findings.problems == []
+    assert (findings.facts["train"]["samples"], findings.facts["test"]["samples"]) == (600, 200)

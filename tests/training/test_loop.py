@@ -1,0 +1,153 @@
+"""The loop's rules: non-finite losses, accumulation, folders, schedule, what is recorded."""
+
+import json
+
+import pytest
+import torch
+
+from spikingformer.data.mixing import soft_targets
+from spikingformer.training.inputs import create_inputs
+from spikingformer.training.distributed import World, read_world
+from spikingformer.training.loop import NonFiniteLoss, Trainer
+from spikingformer.training.run import train
+from spikingformer.training.run_folder import locked
+from spikingformer.training.setup import LearningRate, build_model, build_optimizer, choose_device
+from spikingformer.training.state import load_state
+from tests.training.helpers import tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+def poison(monkeypatch, steps: set[int]) -> list[int]:
+    """Makes the loss NaN the first time each of these global steps is tried."""
+    plain, tried, left = Trainer._loss, [], set(steps)
+
+    def loss(self, step, epoch, number):
+        value = plain(self, step, epoch, number)
+        tried.append(self.progress.global_step)
+        if self.progress.global_step in left:
+            left.discard(self.progress.global_step)
+            return value * float("nan")
+        return value
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+    return tried
+
+
+def test_nan_stops_with_what_to_try_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    poison(monkeypatch, {7})
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan in epoch 1, step 2(.|\n)*clip_norm=1(.|\n)*nonfinite=skip"):
+        train(tiny_recipe(), tmp_path)
+    state = load_state(tmp_path)[0]
+    assert (state.progress.epoch, state.progress.step) == (1, 0)
+    assert all(t.isfinite().all() for t in state.tensors.values())
+
+
+def test_nan_is_skipped_and_counted(tmp_path, monkeypatch):
+    poison(monkeypatch, {1, 7})
+    result = train(tiny_recipe(nonfinite="skip"), tmp_path)
+    assert result.skipped_steps == 2
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if r["kind"] == "epoch"] == [1, 2]
+
+
+def test_nan_steps_back_with_half_the_rate(tmp_path, monkeypatch):
+    tried = poison(monkeypatch, {7})
+    train(tiny_recipe(nonfinite="step_back"), tmp_path)
+    assert tried == [0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9]
+    progress = load_state(tmp_path)[0].progress
+    assert (progress.step_backs, progress.learning_rate_factor) == (1, 0.5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """In eval mode (BatchNorm then does not depend on how the batch is cut), float64: 1e-12 is a few thousand ulps."""
+    gradients = []
+    for parts in (1, 3):
+        recipe = tiny_recipe(accumulation_steps=parts, precision="fp64", label_smoothing=0.1)
+        inputs = create_inputs(recipe, CPU, World())
+        model = build_model(recipe, 10, "pictures").double().eval()
+        trainer = Trainer(recipe, model, build_optimizer(recipe, model), inputs, tmp_path, CPU, World(), None, None)
+        trainer._loss(next(iter(inputs.train.steps(0, 0))), 0, 0)
+        gradients.append([p.grad for p in model.parameters()])
+    for one, three in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, three, rtol=0, atol=1e-12)
+
+
+def test_folder_with_a_run_is_refused_and_kept(tmp_path):
+    train(tiny_recipe(epochs=1), tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+        train(tiny_recipe(epochs=1), tmp_path)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match=r"another run is writing there \(process \d+ on"):
+        train(tiny_recipe(epochs=1), tmp_path)
+
+
+def test_folder_says_how_it_was_made_and_makes_it_again(tmp_path):
+    recipe = tiny_recipe(epochs=1, seed=5)
+    first = train(recipe, tmp_path / "a")
+    from spikingformer.training.recipe import load_recipe
+
+    again = train(load_recipe(tmp_path / "a" / "recipe.yaml"), tmp_path / "b")
+    assert first.last_top1 == again.last_top1
+    assert "torch" in json.loads((tmp_path / "a" / "run.json").read_text())["versions"]
+
+
+def test_published_schedule():
+    """Rates in the published CIFAR-10 log: epochs 0, 1, 20, 100 and 400 on of 400, 20 of warm-up, 5e-4 to 1e-5."""
+    recipe = tiny_recipe(
+        epochs=400,
+        optimizer__learning_rate=5e-4,
+        schedule__warmup_epochs=20,
+        schedule__warmup_learning_rate=1e-5,
+        schedule__min_learning_rate=1e-5,
+        schedule__cooldown_epochs=10,
+    )
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    schedule = LearningRate(recipe, optimizer, steps_per_epoch=781)
+    rates = [schedule.set(epoch, 3, 1.0) for epoch in (0, 1, 20, 100, 200, 400, 409)]
+    assert rates == pytest.approx([1e-5, 3.45e-5, 4.97e-4, 4.282e-4, 2.55e-4, 1e-5, 1e-5], rel=1e-3)
+    assert schedule.set(1, 0, 0.5) == pytest.approx(3.45e-5 / 2)
+    assert recipe.total_epochs == 410
+
+
+def test_soft_targets_sum_to_one():
+    targets = soft_targets(torch.tensor([0, 2]), 4, 0.1)
+    torch.testing.assert_close(targets, torch.tensor([[0.925, 0.025, 0.025, 0.025], [0.025, 0.025, 0.925, 0.025]]))
+
+
+def test_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no CUDA device here; use device=cpu"):
+        choose_device("cuda")
+
+
+def test_unknown_optimiser_names_the_nearest():
+    recipe = tiny_recipe(optimizer__name="adanw")
+    with pytest.raises(ValueError, match="no optimiser 'adanw'; did you mean 'adamw'"):
+        build_optimizer(recipe, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, World()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "2"}, World(3, 4, 1, 2)),
+        (
+            {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "MASTER_ADDR": "n0"},
+            World(5, 8, 1, 0),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World()),
+    ],
+    ids=["alone", "torchrun", "slurm", "slurm-one-task"],
+)
+def test_world_from_the_environment(environment, world):
+    assert read_world(environment) == world
+
+
+def test_slurm_without_an_address_says_what_to_export():
+    with pytest.raises(ValueError, match="export MASTER_ADDR="):
+        read_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"})
