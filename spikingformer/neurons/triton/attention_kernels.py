@@ -156,7 +156,8 @@ def attention_backward(
                 _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
                 _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
                 _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
-                q_row, k_row, v_row, grad_row, channels, first, N, scale, ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
+                q_row, k_row, v_row, grad_row, channels, first, N, scale,
+                ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
             )  # fmt: skip
     else:
         for t in range(STEPS):
@@ -175,7 +176,8 @@ def attention_backward(
                 _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
                 _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
                 _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
-                q_row, k_row, v_row, grad_row, channels, first, N, scale, ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
+                q_row, k_row, v_row, grad_row, channels, first, N, scale,
+                ALONE, D, NEURON, PRECISION, OPERAND, ROWS, WIDTH,
             )  # fmt: skip
 
 

@@ -141,10 +141,11 @@ def _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constant
 
 def _normalisation_backward(y, affine, gz, index, sums):
     tiles = Tiles.of(y.numel() // y.shape[2], y.shape[2], 1, y.element_size())
+    height, width = (1, 1) if index is None else y.shape[3:]  # compiled in: one kernel for all sizes without a pool
     grad_y = empty_channels_last(y, y.shape[0], y.shape[3:], y.dtype)
     normalisation_backward[tiles.grid](
         y, *affine, gz, index, sums, grad_y, tiles.rows, 1.0 / tiles.rows,
-        tiles.channels, y.shape[3], y.shape[4], tiles.block_rows, tiles.block_channels,
+        tiles.channels, height, width, tiles.block_rows, tiles.block_channels,
         num_warps=tiles.warps, **OPTIONS,
     )  # fmt: skip
     return grad_y
@@ -157,7 +158,9 @@ def _backward_without_cml(
     height, width = y.shape[3:]
     steps, channels = y.shape[0] * repeats, y.shape[2]
     index = None
-    if pool == "sps":
+    if pool == "none":
+        height, width = 1, 1  # compiled in: one kernel for all sizes
+    else:
         index = empty_channels_last(y, steps, grad_s.shape[3:], torch.uint8)
         tiles = Tiles.of(grad_s[0].numel() // channels, channels, steps, y.element_size())
         fire_pool_forward[tiles.grid](

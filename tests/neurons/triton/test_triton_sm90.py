@@ -91,7 +91,8 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage(compiled, stage, channels=48):
+def test_stage(compiled, stage):
+    channels = 48
     pool, residual, names = STAGES[stage]
     y = torch.zeros(2, 2, channels, 4, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, bias = torch.ones(channels, requires_grad=True), torch.ones(channels, requires_grad=True)
