@@ -10,7 +10,11 @@
       const images = film.children, at = Math.min(step, images.length) - 1;
       for (let i = 0; i < images.length; i++) images[i].hidden = i !== at;
     }
-    for (const line of said) line.classList.toggle('on', line.dataset.step === String(step));
+    for (const line of said) {
+      const on = line.dataset.step === String(step);
+      line.classList.toggle('on', on);
+      if (on) line.parentElement.scrollTop = line.offsetTop - line.parentElement.clientHeight / 2;
+    }
   };
   let timer = null;
   const pause = () => {

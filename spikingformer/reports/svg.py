@@ -179,7 +179,8 @@ def heat_map(
 def confusion(table: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """Rows: true class, columns: prediction; colour by the share of the row, errors in the second colour."""
     n = len(names)
-    left = min(120.0, 16 + 7.2 * max(len(name) for name in names))
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in names]
+    left = min(190.0, 16 + 7.2 * max(len(name) for name in names))
     cell = (WIDTH - left - 4) / n
     top, size = 22.0, min(cell, 40.0)
     body = [text(left + cell * n / 2, 14, "prediction", "middle", "axis")]
