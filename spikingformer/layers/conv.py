@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikingformer.neurons import LIF, LIFConfig, State
 
 from .pool import POOLS, max_pool
+from .sync_batchnorm import CPUSyncBatchNorm
 
 
 def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -> Tensor:
@@ -21,10 +22,12 @@ def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -
     if not bn.training or repeats == 1 or bn.running_var is None or bn.momentum is None:
         return bn(y)
     before = bn.running_var.clone()
-    n = y.numel() // y.shape[1]
-    if isinstance(bn, nn.SyncBatchNorm):
+    n: float | Tensor = y.numel() // y.shape[1]
+    if isinstance(bn, nn.SyncBatchNorm | CPUSyncBatchNorm):
         out, after = bn(y), bn.running_var
-        n *= dist.get_world_size(bn.process_group) if dist.is_initialized() else 1
+        if dist.is_initialized():  # processes may have unequally many samples
+            n = torch.tensor(float(n), dtype=torch.float64, device=y.device)
+            dist.all_reduce(n, group=bn.process_group)
     else:
         after = before.clone()  # autograd keeps it: the buffer itself is written below
         out = F.batch_norm(y, bn.running_mean, after, bn.weight, bn.bias, True, bn.momentum, bn.eps)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
@@ -22,7 +23,6 @@ from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_
 from spikingformer.training.setup import build_model, build_optimizer, choose_device
 from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
-from spikingformer.training.sync_batchnorm import synchronise
 
 RESULT_FILE = "result.json"
 # what a resumed run may change without becoming another run
@@ -95,7 +95,9 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         if world.is_first:
             try:
                 if not resume and has_run(folder):
-                    raise ValueError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --output")
+                    raise ValueError(
+                        f"{folder}: holds a run already; add --resume to go on with it, or choose another --output"
+                    )
                 stack.enter_context(locked(folder))
             except ValueError as error:
                 problem = str(error)
