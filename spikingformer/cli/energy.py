@@ -219,10 +219,12 @@ def _summary(document: dict[str, Any]) -> list[str]:
                 f"({_short(other['macs'])} MAC, {_short(other['acs'])} AC)"
             )
     text.append(f"{'same network as an ANN':<26}{ann['fp32_mj']:.4g} mJ in FP32, {ann['int8_mj']:.4g} mJ in INT8")
+    if document["memory_model"] != "none":
+        text.append(f"{'  its memory accesses':<26}{ann['memory_mj']:.4g} mJ in FP32, {document['memory_model']}")
     if ann["mean_rate"] is not None:
         text.append(
             f"{'mean input rate':<26}{ann['mean_rate']:.2%}; break-even at {_break_even(ann['break_even_fp32'])} "
-            f"against FP32, {_break_even(ann['break_even_int8'])} against INT8"
+            f"against FP32, {_break_even(ann['break_even_int8'])} against INT8 (arithmetic)"
         )
     return text
 

@@ -111,3 +111,22 @@ def add_memory(bill: Bill, facts: Facts, model: str) -> Bill:
         raise ValueError(f"unknown memory model {model!r}: use one of {', '.join(MEMORY_MODELS)}")
     bill.lines += MEMORY_MODELS[model](facts)
     return bill
+
+
+def ann_memory_mj(facts: Facts, model: str) -> float:
+    """Memory accesses of the same network without spikes at T = 1 in FP32, under the same memory model; mJ a sample.
+
+    Each product reads an input and a weight, each output is written once; "sram64" moves two values a word.
+    """
+    if model == "none":
+        return 0.0
+    price, per_word = (interpolated_access, 1) if model == "lemaire2022" else (smallest_access, 2)
+    total = 0.0
+    for p in facts.products:
+        steps = facts.steps_of(p)
+        dense = facts.per_sample(p, p.dense, unrolled=True) / steps
+        outputs = facts.per_sample(p, p.outputs, unrolled=True) / steps
+        inputs = _values(p) * _BYTES
+        weights = p.parameters * _BYTES if p.weighted else inputs
+        total += dense * (price(inputs) + price(weights)) + outputs * price(_outputs(p) * _BYTES)
+    return total / per_word / 1e9

@@ -11,7 +11,7 @@ from typing import Any
 from .comparison import ann_twin
 from .constants import CONSTANTS
 from .facts import Facts, Kind, Neuron, Operand, Product
-from .memory import add_memory
+from .memory import add_memory, ann_memory_mj
 from .pricing import PRESETS, Bill, Line, get_preset
 
 SCHEMA = "spikingformer-energy/1"
@@ -36,7 +36,7 @@ def energy_document(
     chosen = get_preset(preset)
     has_rates = facts.source != "shapes only"
     bill = add_memory(chosen.price(facts), facts, memory) if has_rates else Bill(preset)
-    twin = ann_twin(facts, bill if has_rates else chosen.price(facts))
+    twin = ann_twin(facts, chosen.price(facts))  # arithmetic against arithmetic
     total_pj = bill.energy_mj * 1e9
     lines: dict[str, list[Line]] = {}
     for line in bill.lines:
@@ -62,7 +62,7 @@ def energy_document(
             "energy_mj": bill.energy_mj if has_rates else None,
             "by_component_mj": bill.by_component(),
         },
-        "ann": asdict(twin),
+        "ann": {**asdict(twin), "memory_mj": ann_memory_mj(facts, memory)},
         "also": [_total(p.price(facts)) for p in others] if has_rates else [],
         "layers": [_layer(facts, p, lines, total_pj, has_rates) for p in facts.products],
         "neurons": [_neuron(facts, n, lines, total_pj, has_rates) for n in facts.neurons],

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from spikingformer.energy import count_operations, static_counts, with_rates
-from spikingformer.energy.memory import MEMORY_MODELS, add_memory, interpolated_access, smallest_access
+from spikingformer.energy.memory import (
+    MEMORY_MODELS,
+    add_memory,
+    ann_memory_mj,
+    interpolated_access,
+    smallest_access,
+)
 from spikingformer.energy.pricing import PRESETS, get_preset, price_exact
 from spikingformer.energy.static import Rates
 
@@ -89,6 +95,8 @@ def test_memory_models_add_and_grow_with_size() -> None:
     for name in MEMORY_MODELS:
         bill = add_memory(price_exact(facts), facts, name)
         assert bill.energy_mj == pytest.approx(plain) if name == "none" else bill.energy_mj > plain
+    assert ann_memory_mj(facts, "none") == 0
+    assert ann_memory_mj(facts, "sram64") > 0
     assert [interpolated_access(b) for b in (1, 8192, 32768, 1048576, 1e12)] == [10, 10, 20, 100, 1300]
     assert [smallest_access(b) for b in (1, 8193, 32769, 1048577)] == [10, 20, 100, 1300]
     with pytest.raises(ValueError, match="lemaire2022"):
