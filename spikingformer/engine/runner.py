@@ -13,7 +13,6 @@ from spikingformer.native.neuron_op import neuron_args, neuron_constants
 from spikingformer.neurons import LIFConfig
 
 from .fixed_point import (
-    IntegerProduct,
     input_bits,
     quantize_input,
     quantize_neuron,
@@ -28,7 +27,7 @@ CACHE_BYTES = 6 << 20  # a slice of the batch is cut so that its widest currents
 
 
 class _ProductArgs(ctypes.Structure):
-    """`ProductArgs` of native/src/engine.cpp."""
+    """`ProductArgs` of native/src/inference.cpp."""
 
     _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
         ("input", ctypes.c_void_p), ("packed", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
@@ -42,7 +41,7 @@ class _ProductArgs(ctypes.Structure):
 class _Packed:
     """A product ready for the kernels; the tensors are kept alive here."""
 
-    weight: Tensor  # [tile][tap][C][tile width], int16 or float32; the stem's: as its kernel wants it
+    weight: Tensor  # [tile][tap][C][tile width], int8 or float32; the stem's: as its kernel wants it
     bias: Tensor
     scale: Tensor | None
     outputs: int
@@ -52,13 +51,26 @@ class _Packed:
 
 def _pack(weight: Tensor, integer: bool) -> Tensor:
     """(O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
-    width = torch.zeros(1, dtype=torch.int64)
-    kernel("engine_tile_width", "lip")(len(weight), int(integer), width.data_ptr())
     o, c, k, _ = weight.shape
+    width = torch.zeros(1, dtype=torch.int64)
+    kernel("engine_tile_width", "llip")(o, k * k, int(integer), width.data_ptr())
     tiles = -(-o // int(width))
-    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int16 if integer else torch.float32)
+    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8 if integer else torch.float32)
     padded[:o] = weight.reshape(o, c, k * k).to(padded.dtype)
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
+
+
+STEM_INPUTS = 256  # `kStemInputs` of native/src/inference.cpp
+
+
+def _pack_stem(weight: Tensor) -> Tensor:
+    """int8 (O, C, 3, 3) to int16 [pairs of (tap, channel)][outputs, padded][2]."""
+    o, c = weight.shape[:2]
+    if 9 * c > STEM_INPUTS:
+        raise ValueError(f"the integer engine takes up to {STEM_INPUTS // 9} input channels, got {c}")
+    inputs = torch.zeros(-(-9 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16)
+    inputs[: 9 * c, :o] = weight.permute(2, 3, 1, 0).reshape(9 * c, o)
+    return inputs.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
 
 
 def _words(channels: int) -> int:
@@ -97,11 +109,11 @@ class Engine:
             if not self.integer:
                 weight = step.weight.float().contiguous(memory_format=torch.channels_last)
                 return _Packed(weight, step.bias.float(), None, o, c, 9)
-            q = quantize_product(step, input_bits(self.program))
-            return _Packed(q.weight.to(torch.int16).permute(2, 3, 1, 0).contiguous(), q.bias, q.scale, o, c, 9)
+            first = quantize_product(step, input_bits(self.program))
+            return _Packed(_pack_stem(first.weight), first.bias, first.scale, o, c, 9)
         if not self.integer:
             return _Packed(_pack(step.weight.float(), False), step.bias.float(), None, o, c, k * k)
-        q: IntegerProduct = quantize_product(step)
+        q = quantize_product(step)
         return _Packed(_pack(q.weight, True), q.bias, q.scale, o, c, k * k)
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
@@ -193,9 +205,9 @@ class Engine:
         assert p.scale is not None
         pixels = quantize_input(images, input_bits(self.program)).permute(0, 2, 3, 1).contiguous()
         out = self._buffer("current", n * h * w * p.outputs, torch.int16)
-        kernel("engine_dense_stem", "pppplllllpi")(
+        kernel("engine_dense_stem", "ppppllllllpi")(
             pixels.data_ptr(), p.weight.data_ptr(), p.scale.data_ptr(), p.bias.data_ptr(), n, h, w, c, p.outputs,
-            out.data_ptr(), torch.get_num_threads(),
+            p.weight.shape[1], out.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -9,9 +9,10 @@ namespace {
 
 typedef int16_t Short __attribute__((vector_size(SPK_VECTOR_BYTES)));
 typedef int16_t ShortHalf __attribute__((vector_size(SPK_VECTOR_BYTES / 2)));
+typedef int8_t Bytes __attribute__((vector_size(SPK_VECTOR_BYTES / 2)));  // as many lanes as Short
 typedef Float::Integer Int;
 constexpr long SL = SPK_VECTOR_BYTES / 2, FL = Float::lanes;
-constexpr long kBlockBytes = 512 * 1024;  // weights walked at one go: they stay in the second-level cache
+constexpr long kBlockBytes = 700 * 1024;  // weights walked at one go: they stay in the second-level cache
 constexpr long kTokens = 128;             // tokens of a chunk: their sums stay there too
 constexpr long kSafeSpikes = 258;         // 258 * 127 < 2^15: that many int8 weights cannot overflow an int16 sum
 
@@ -300,13 +301,27 @@ struct Lists {
   }
 };
 
-template <int NV> SPK_INLINE void add_short_rows(Short* acc, const int16_t* rows, const uint16_t* list, long count) {
+template <int NV> SPK_INLINE void add_byte_rows(Short* acc, const int8_t* rows, const uint16_t* list, long count) {
   for (long i = 0; i < count; i++) {
-    const int16_t* row = rows + (size_t)list[i] * (NV * SL);
+    const int8_t* row = rows + (size_t)list[i] * (NV * SL);
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) acc[j] += load_short(row + j * SL);
+    for (int j = 0; j < NV; j++) {
+      Bytes b;
+      memcpy(&b, row + j * SL, sizeof b);
+      acc[j] += __builtin_convertvector(b, Short);
+    }
   }
 }
+
+// Tiles of the integer form: a 3x3 product's nine taps of one tile fit the second-level cache.
+struct IntegerTiles {
+  long count, vectors;
+  IntegerTiles(long outputs, long taps) {
+    const long all = (outputs + SL - 1) / SL, most = taps == 9 ? maximum(1, minimum(kMaxVectors, 192 / SL)) : kMaxVectors;
+    count = maximum(1, (all + most - 1) / most);
+    vectors = maximum(1, (all + count - 1) / count);
+  }
+};
 
 struct IntegerForm {
   // fp32 sum * scale + bias, rounded to the nearest even, within int16
@@ -350,10 +365,10 @@ SPK_INLINE void for_taps(const ProductArgs& a, const Lists& lists, long list_fir
 }
 
 template <int NV>
-void integer_tile(const ProductArgs& a, const Lists& lists, long list_first, long begin, long end, const int16_t* packed,
+void integer_tile(const ProductArgs& a, const Lists& lists, long list_first, long begin, long end, const int8_t* packed,
                   int32_t* scratch, long column) {
   const long width = minimum(NV * SL, a.outputs - column);
-  const long tap_bytes = a.channels * NV * SL * 2, group = maximum(1, minimum(a.taps, kBlockBytes / tap_bytes));
+  const long tap_bytes = a.channels * NV * SL, group = maximum(1, minimum(a.taps, kBlockBytes / tap_bytes));
   const long pieces = a.taps == 1 ? (tap_bytes + kBlockBytes - 1) / kBlockBytes : 1;
   const long piece = (a.channels + pieces - 1) / pieces;
   for (long tap0 = 0; tap0 < a.taps; tap0 += group)
@@ -378,12 +393,12 @@ void integer_tile(const ProductArgs& a, const Lists& lists, long list_first, lon
         for_taps(a, lists, list_first, token, tap0, minimum(a.taps, tap0 + group), c0, minimum(a.channels, c0 + piece),
                  NV * SL, [&](long offset, const uint16_t* list, long count) {
                    while (count > room) {
-                     add_short_rows<NV>(acc, packed + offset, list, room);
+                     add_byte_rows<NV>(acc, packed + offset, list, room);
                      list += room;
                      count -= room;
                      spill();
                    }
-                   add_short_rows<NV>(acc, packed + offset, list, count);
+                   add_byte_rows<NV>(acc, packed + offset, list, count);
                    room -= count;
                  });
         if (!last) {
@@ -445,9 +460,10 @@ void float_tile(const ProductArgs& a, const Lists& lists, long list_first, long 
 }
 
 template <bool integer> void product(const ProductArgs& a) {
-  const Tiles tiles(integer ? (a.outputs + 1) / 2 : a.outputs);  // an int16 vector has twice the lanes
-  const long tile_width = integer ? tiles.vectors * SL : tiles.width();
-  const long count = (a.outputs + tile_width - 1) / tile_width;
+  const Tiles float_tiles(a.outputs);
+  const IntegerTiles integer_tiles(a.outputs, a.taps);
+  const long vectors = integer ? integer_tiles.vectors : float_tiles.vectors;
+  const long tile_width = vectors * (integer ? SL : FL), count = integer ? integer_tiles.count : float_tiles.count;
   const long tokens = a.images * a.height * a.width;
   // a convolution also lists the rows above and below a chunk: several rows at once keep that share small
   const long most = a.taps == 9 ? maximum(kTokens, 4 * a.width) : kTokens;
@@ -462,11 +478,11 @@ template <bool integer> void product(const ProductArgs& a) {
       const long begin = c * chunk, end = minimum(tokens, begin + chunk);
       const long list_first = maximum(0, begin - reach), list_last = minimum(tokens, end + reach);
       lists.fill(a, list_first, list_last);
-      with_vectors(tiles.vectors, [&](auto nv) {
+      with_vectors(vectors, [&](auto nv) {
         for (long tile = 0; tile < count; tile++) {
           const long offset = tile * a.taps * a.channels * tile_width;
           if (integer)
-            integer_tile<nv.value>(a, lists, list_first, begin, end, (const int16_t*)a.packed + offset,
+            integer_tile<nv.value>(a, lists, list_first, begin, end, (const int8_t*)a.packed + offset,
                                    sums.as<int32_t>(), tile * tile_width);
           else
             float_tile<nv.value>(a, lists, list_first, begin, end, (const float*)a.packed + offset, tile * tile_width);
@@ -476,31 +492,63 @@ template <bool integer> void product(const ProductArgs& a) {
   }
 }
 
-// The dense first product of the integer form: int16 pictures [images][H][W][C], int8 weights as int16 [9 * C][outputs].
-void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images, long height,
-                long width, long channels, long outputs, int16_t* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long row = 0; row < images * height; row++) {
-    const long y = row % height;
-    for (long px = 0; px < width; px++)
-      for (long o0 = 0; o0 < outputs; o0 += FL) {
-        const long n = minimum(FL, outputs - o0);
-        Int sum = {};
-        for (long tap = 0; tap < 9; tap++) {
-          const long dy = tap / 3 - 1, dx = tap % 3 - 1;
-          if (y + dy < 0 || y + dy >= height || px + dx < 0 || px + dx >= width) continue;
-          const int16_t* pixel = x + ((row + dy) * width + px + dx) * channels;
-          for (long c = 0; c < channels; c++) {
-            ShortHalf w = {};
-            memcpy(&w, weight + (tap * channels + c) * outputs + o0, n * 2);
-            sum += __builtin_convertvector(w, Int) * (int)pixel[c];
-          }
-        }
-        Int q = IntegerForm::requantize(sum, scale + o0, bias + o0, n);
-        ShortHalf h = __builtin_convertvector(q, ShortHalf);
-        memcpy(out + (row * width + px) * outputs + o0, &h, n * 2);
-      }
+// Sums of products of neighbouring int16 lanes.
+SPK_INLINE Int multiply_pairs(Short a, Short b) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (Int)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  Int sum;
+  for (long i = 0; i < FL; i++) sum[i] = (int)a[2 * i] * b[2 * i] + (int)a[2 * i + 1] * b[2 * i + 1];
+  return sum;
+#endif
+}
+
+// The dense first product of the integer form: int16 pictures [images][H][W][C]; int8 weights as int16, in pairs of
+// inputs (tap, channel): [pairs][padded outputs][2].
+constexpr long kStemInputs = 256;
+template <int NV>
+void dense_stem_tile(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long row, long height,
+                     long width, long channels, long outputs, long padded, long column, int16_t* out) {
+  const long y = row % height, pairs = (9 * channels + 1) / 2;
+  int16_t patch[kStemInputs + 2] = {};
+  for (long px = 0; px < width; px++) {
+    for (long tap = 0; tap < 9; tap++) {
+      const long dy = tap / 3 - 1, dx = tap % 3 - 1;
+      const bool inside = y + dy >= 0 && y + dy < height && px + dx >= 0 && px + dx < width;
+      const int16_t* pixel = x + ((row + dy) * width + px + dx) * channels;
+      for (long c = 0; c < channels; c++) patch[tap * channels + c] = inside ? pixel[c] : (int16_t)0;
+    }
+    Int sum[NV];
+    for (int j = 0; j < NV; j++) sum[j] = Int{};
+    for (long p = 0; p < pairs; p++) {
+      int32_t pair;
+      memcpy(&pair, patch + 2 * p, 4);
+      const Short both = (Short)(pair - (Int){});
+      for (int j = 0; j < NV; j++)
+        sum[j] += multiply_pairs(both, load_short(weight + (p * padded + column + j * FL) * 2));
+    }
+    for (int j = 0; j < NV; j++) {
+      const long place = column + j * FL, n = minimum(FL, outputs - place);
+      if (n <= 0) break;
+      ShortHalf h = __builtin_convertvector(IntegerForm::requantize(sum[j], scale + place, bias + place, n), ShortHalf);
+      memcpy(out + (row * width + px) * outputs + place, &h, n * 2);
+    }
   }
+}
+void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images, long height,
+                long width, long channels, long outputs, long padded, int16_t* out, int threads) {
+  const Tiles tiles(outputs);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long row = 0; row < images * height; row++)
+    with_vectors(tiles.vectors, [&](auto nv) {
+      for (long tile = 0; tile < tiles.count; tile++)
+        dense_stem_tile<nv.value>(x, weight, scale, bias, row, height, width, channels, outputs, padded,
+                                  tile * tiles.width(), out);
+    });
 }
 
 // counts[token][channel] += bit, for Spikformer's stream; set: counts = bit.
@@ -556,13 +604,13 @@ SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, l
 SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args); }
 SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
 // *width = outputs of a tile of packed weights, for the integer form or the fp32 one
-SPK_EXPORT(engine_tile_width)(long outputs, int integer, int64_t* width) {
-  const Tiles tiles(integer ? (outputs + 1) / 2 : outputs);
-  *width = integer ? tiles.vectors * SL : tiles.width();
+SPK_EXPORT(engine_tile_width)(long outputs, long taps, int integer, int64_t* width) {
+  *width = integer ? IntegerTiles(outputs, taps).vectors * SL : Tiles(outputs).width();
 }
 SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
-                              long height, long width, long channels, long outputs, int16_t* out, int threads) {
-  dense_stem(x, weight, scale, bias, images, height, width, channels, outputs, out, threads);
+                              long height, long width, long channels, long outputs, long padded, int16_t* out,
+                              int threads) {
+  dense_stem(x, weight, scale, bias, images, height, width, channels, outputs, padded, out, threads);
 }
 SPK_EXPORT(engine_add_bits)(const uint64_t* bits, long tokens, long channels, int set, uint8_t* counts, int threads) {
   add_bits(bits, tokens, channels, set, counts, threads);
