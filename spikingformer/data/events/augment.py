@@ -108,7 +108,8 @@ class EventAugment:
         moved = torch.tensor([name not in ("identity", "cutout") for name in names])
         out = frames
         if moved.any():
-            out = torch.where(_over_batch(moved, frames), warp_nearest(frames, matrices, shifts), frames)
+            rows = moved.nonzero()[:, 0].to(frames.device)
+            out = frames.index_copy(0, rows, warp_nearest(frames[rows], matrices[moved], shifts[moved]))
         erased = torch.tensor([name == "cutout" for name in names])
         if erased.any():
             low, high = self.cutout_area

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,26 @@ from spikingformer.data.events.recording import load_recording_as_frames
 MODELS = ["spikingformer_2_256", "spikingformer_cml_2_256", "spikformer_2_256", "spikformer_cml_2_256"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: a second thread costs more than it saves, much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def model_on(name: str, frames: torch.Tensor) -> torch.nn.Module:
     """A narrow model whose BatchNorms have seen the frames, so that its neurons fire."""
     torch.manual_seed(0)
     size = frames.shape[-1]
     model = timm.create_model(name, img_size=size, in_chans=2, num_classes=11, embed_dim=32, num_heads=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.7
+            torch.nn.init.constant_(module.weight, 2.0)  # enough current for every layer to fire
     with torch.no_grad():
-        for _ in range(20):
+        for _ in range(3):
             model.train()(torch.cat([frames, frames.flip(-1)]))
     return model.eval()
 
