@@ -89,7 +89,10 @@ def read_verified(path: Path, md5: str, name: str) -> dict:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise ValueError(f"{path}: damaged or not the official file: MD5 {found}, expected {md5}. {remedy}")
-    return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    try:
+        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: {error}; nothing was run. {remedy}") from None
 
 
 def load_cifar(name: str, root: Path, part: str) -> PictureSet:
@@ -107,7 +110,10 @@ def load_cifar(name: str, root: Path, part: str) -> PictureSet:
             f"no folder {folder} for {name} (data.root={root}). Run `spikingformer data {name} --root {root}` "
             "to fetch it, or set data.root to where it lies."
         )
-    entries = [read_verified(folder / file, md5, name) for file, md5 in {"train": files.train, "test": files.test}[part].items()]
+    entries = [
+        read_verified(folder / file, md5, name)
+        for file, md5 in {"train": files.train, "test": files.test}[part].items()
+    ]
     names = read_verified(folder / files.meta[0], files.meta[1], name)[files.names_key]
     pictures = np.concatenate([np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for entry in entries])
     labels = np.concatenate([np.asarray(entry[files.label_key], dtype=np.int64) for entry in entries])
