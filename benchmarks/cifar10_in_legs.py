@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--leg-seconds", type=float, default=540.0, help="length of a leg (default: %(default)s)")
     parser.add_argument("--legs", type=int, help="legs in this call (default: until the run is done)")
     parser.add_argument("--batch-size", type=int, default=PUBLISHED_BATCH, help="default: %(default)s, as published")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
 
     recipe = RECIPES[args.name]
     changes = run_overrides(recipe, args.batch_size, [f"data.root={args.data}", *args.overrides])

@@ -15,17 +15,16 @@ from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.pages import write_pages
 from spikingformer.reproduce.result_files import write_study
 from spikingformer.reproduce.routing_study import routing_over_training
-from spikingformer.training.recipe import load_recipe
+from spikingformer.training.recipe import Recipe, load_recipe
 
 MODELS = {"digits": ("spikformer", "spikformer_cml", "spikingformer", "spikingformer_cml"),
           "cifar10": ("spikingformer", "spikingformer_cml")}  # fmt: skip
 HERE = Path(__file__).resolve().parent
 
 
-def recipe_of(data: str, model: str, overrides: list[str]):  # noqa: ANN201 (Recipe)
-    if data == "digits":
-        return load_recipe(f"digits/{model}", overrides)
-    return load_recipe("cifar10/spikingformer_cml_small_cpu", [f"model.name={model}_4_384", *overrides])
+def recipe_of(data: str, model: str, overrides: list[str]) -> Recipe:
+    base = "digits/spikingformer_cml" if data == "digits" else "cifar10/spikingformer_cml_small_cpu"
+    return load_recipe(base, [f"model.name={model}_4_384", *overrides])
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=128, help="samples a measurement (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     overrides = [*args.overrides, *([f"data.root={args.root}"] if args.root else [])]
     runs = [
         routing_over_training(recipe_of(args.data, m, overrides), args.points, args.max_steps, args.pictures)

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
+
+from spikingformer.weights import Shipped, shipped_weights
 
 from .base import ModelConfig, SpikingTransformer
 
@@ -35,6 +37,27 @@ def _default_cfg(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _shipped_cfg(entry: Shipped, config: ModelConfig) -> dict[str, Any]:
+    """timm's description of weights that come with the package."""
+    return {
+        **_default_cfg(_configured(entry.name, config, dict(entry.kwargs))),
+        "file": str(entry.path),
+        "mean": entry.mean,
+        "std": entry.std,
+        "interpolation": entry.interpolation,
+        "crop_pct": entry.crop_fraction,
+        "label_names": entry.class_names,
+        "description": f"top-1 {entry.top1:.2f} % on its test part, trained by {entry.recipe}",
+    }
+
+
+def _tag(pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None) -> str | None:
+    """The tag of a MODEL.TAG name, as timm hands it on."""
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        return pretrained_cfg.tag
+    return pretrained_cfg.get("tag") if isinstance(pretrained_cfg, dict) else pretrained_cfg
+
+
 def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
     """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has."""
     unknown = sorted(set(overrides) - _OVERRIDES)
@@ -49,9 +72,20 @@ def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> Mode
 def register_family(
     module: str, family: Callable[[ModelConfig], SpikingTransformer], variants: dict[str, ModelConfig]
 ) -> dict[str, Any]:
-    """Registers every variant as a timm entry point of `module` and returns the module's `default_cfgs`."""
+    """Registers every variant as a timm entry point of `module` and returns the module's `default_cfgs`.
+
+    MODEL.TAG stands for weights that come with the package, in the size they were trained in.
+    """
     namespace = sys.modules[module]
-    default_cfgs = generate_default_cfgs({name: _default_cfg(config) for name, config in variants.items()})
+    shipped = {key: entry for key, entry in shipped_weights().items() if entry.model in variants}
+    default_cfgs = generate_default_cfgs(
+        {name: _default_cfg(config) for name, config in variants.items()}
+        | {key: _shipped_cfg(entry, variants[entry.model]) for key, entry in shipped.items()}
+    )
+    for entry in shipped.values():  # a plain MODEL stays the published one, not a small one that has weights
+        tags = default_cfgs[entry.model].tags
+        tags.remove("")
+        tags.appendleft("")
     namespace.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # timm looks it up while registering
 
     def make(name: str, config: ModelConfig) -> Callable[..., nn.Module]:
@@ -60,12 +94,20 @@ def register_family(
             overrides.pop("pretrained_cfg_overlay", None)
             return family(_configured(name, config, overrides))
 
-        def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        def entry_point(
+            pretrained: bool = False, pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None, **kwargs: Any
+        ) -> nn.Module:
+            entry = shipped.get(f"{name}.{_tag(pretrained_cfg)}")
+            if entry is not None:
+                kwargs = {**entry.kwargs, **kwargs}
+                if pretrained:
+                    entry.check()
             depth = kwargs.get("depth") or config.depth
             return build_model_with_cfg(
                 build,  # type: ignore[arg-type]
                 name,
                 pretrained,
+                pretrained_cfg,  # type: ignore[arg-type]
                 feature_cfg={"out_indices": tuple(range(depth)), "feature_cls": "getter"},
                 **kwargs,
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import spikingformer.models
+from spikingformer.weights import shipped_weights
 
 if TYPE_CHECKING:
     from spikingformer.data.loading import EvaluationLoader
@@ -34,7 +35,9 @@ class OpenedModel:
 
 
 def is_checkpoint(target: str) -> bool:
-    """True where `target` is meant as a file or run folder rather than a registered name."""
+    """True where `target` is a file, a run folder or shipped weights (MODEL.TAG) rather than a registered name."""
+    if target in shipped_weights():
+        return True
     return not timm.is_model(target) and (Path(target).exists() or "/" in target or target.endswith(".safetensors"))
 
 

@@ -127,7 +127,7 @@ def own_tables() -> dict[str, Table]:
             "Both orders in both families on digits: 5 epochs, 3 seeds",
             1438,
             "recipes/digits/{model}.yaml",
-            ("epochs=5",),
+            ("epochs=5", "schedule.warmup_epochs=2", "schedule.every_step=false"),
             "nothing: minutes on two cores",
         ),
         _comparison(

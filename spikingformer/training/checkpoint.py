@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from spikingformer.training.tensor_file import read_tensors, write_tensors
+from spikingformer.weights import shipped_file
 
 FORMAT = "spikingformer-model-1"
 _KEY = "spikingformer"
@@ -23,7 +24,8 @@ class ModelInfo:
     """What a model file says about itself.
 
     name, kwargs: arguments of timm.create_model. mean, std: per channel, for pictures scaled to [0, 1].
-    kind: "pictures" (B, C, H, W) or "events" (B, T, C, H, W). metrics: of the saved weights. source: how they were made.
+    kind: "pictures" (B, C, H, W) or "events" (B, T, C, H, W). metrics: of the saved weights.
+    source: how they were made.
     """
 
     name: str
@@ -114,7 +116,8 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
 
 
 def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
-    """Weights and description, without building the model."""
+    """Weights and description, without building the model. MODEL.TAG names weights that come with the package."""
+    path = shipped_file(str(path)) or path
     tensors, metadata = read_tensors(Path(path))
     return tensors, _parse_info(Path(path), metadata)
 
@@ -140,7 +143,8 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str |
             problems.append(f"  {len(names)} {title}, first {first}{shapes}")
     if problems:
         raise ValueError(
-            f"{path}: weights of another model than {type(model).__name__} as built here:\n" + "\n".join(problems)
+            f"{path}: weights of another model than {type(model).__name__} as built here:\n"
+            + "\n".join(problems)
             + "\nCheck model.name, embed_dim, depth and the number of classes."
         )
     model.load_state_dict(weights, strict=True)
@@ -150,7 +154,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[nn.Modu
     """The model of a file, in eval mode on the CPU, and its description.
 
     Args:
-        path: best.safetensors or last.safetensors of a run, or a converted file.
+        path: best.safetensors or last.safetensors of a run, a converted file, or MODEL.TAG of shipped weights.
         image_size: build it for another picture size, pixels; None: the one it was trained with.
 
     Raises:
