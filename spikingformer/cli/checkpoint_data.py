@@ -19,8 +19,8 @@ def data_settings(args: argparse.Namespace, info: "ModelInfo") -> "DataSettings"
     Raises:
         ValueError: the checkpoint does not say what it was trained on and --data is not given.
     """
-    from spikingformer.training.recipe_text import to_json
     from spikingformer.data.settings import DataSettings
+    from spikingformer.training.recipe_text import to_json
 
     values = dict((info.recipe or {}).get("data", {}))
     if args.data is not None and values.get("name") != args.data:

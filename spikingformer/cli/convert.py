@@ -8,7 +8,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "convert",
         help="a published .pth into a checkpoint of ours",
         description="Reads weights only: code in the file is never run. Every weight must find its place.",
-        epilog="example: spikingformer convert checkpoint-299.pth.tar --model spikingformer_cml_8_384 --output cml_8_384.safetensors",
+        epilog="example: spikingformer convert x.pth.tar --model spikingformer_cml_8_384 --output x.safetensors",
     )
     parser.add_argument("file", help=".pth or .pth.tar with `state_dict` or `model`, or a bare state dict")
     parser.add_argument("--model", required=True, help="which model it is (see `spikingformer models`)")
@@ -16,7 +16,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="picture size (default: the model's own)")
     parser.add_argument("--num-heads", type=int, help="attention heads (default: the model's own; CIFAR-10 used 12)")
     parser.add_argument("--time-steps", type=int, help="T (default: the model's own)")
-    parser.add_argument("--mean", type=float, nargs="+", help="per-channel mean it was trained with (default: the model's)")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", help="per-channel mean it was trained with (default: the model's)"
+    )
     parser.add_argument("--std", type=float, nargs="+", help="per-channel deviation (default: the model's)")
     parser.add_argument("--class-names", metavar="FILE", help="a class name a line (default: numbers)")
     parser.set_defaults(run=run)
@@ -24,6 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
+    from typing import Any
 
     from spikingformer.official import convert_state_dict
     from spikingformer.training.checkpoint import ModelInfo, create_model, load_weights, save_model, versions
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     }
     kwargs = {name: value for name, value in wanted.items() if value is not None}
     model = create_model(args.model, kwargs)
-    cfg = model.pretrained_cfg
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
     kwargs.setdefault("img_size", cfg["input_size"][1])
     kwargs.setdefault("in_chans", cfg["input_size"][0])
     converted = convert_state_dict(weights, model)
@@ -54,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     classes = kwargs["num_classes"]
     names = tuple(str(number) for number in range(classes))
     if args.class_names:
-        names = tuple(line.strip() for line in Path(args.class_names).read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in Path(args.class_names).read_text(encoding="utf-8").splitlines() if line.strip()
+        )
         if len(names) != classes:
             raise ValueError(f"{args.class_names}: {len(names)} names, the checkpoint has {classes} classes")
     info = ModelInfo(
@@ -71,5 +76,8 @@ def run(args: argparse.Namespace) -> int:
     )
     save_model(output, converted, info)
     dropped = len(weights) - len(converted)
-    print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes" + (f"; {dropped} unused keys dropped" if dropped else ""))
+    print(
+        f"{output}: {args.model}, {len(converted)} tensors, {classes} classes"
+        + (f"; {dropped} unused keys dropped" if dropped else "")
+    )
     return 0

@@ -18,13 +18,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         cifar.set_defaults(run=run_cifar, name=name)
     imagenet = inner.add_parser("imagenet", help="the official ILSVRC2012 archives into train/ and val/")
     imagenet.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of the three archives")
-    imagenet.add_argument("--root", default="data/imagenet", metavar="DIR", help="folder to fill (default: data/imagenet)")
+    imagenet.add_argument(
+        "--root", default="data/imagenet", metavar="DIR", help="folder to fill (default: data/imagenet)"
+    )
     imagenet.add_argument("--subset", action="store_true", help="not the full set: do not compare the counts")
     imagenet.set_defaults(run=run_imagenet)
     check = inner.add_parser("check", help="what is wrong with a data folder, before a long run")
     check.add_argument("name", help="folder, tar, cifar10, cifar100, ...")
     check.add_argument("--root", default="data", metavar="DIR", help="folder of the data set (default: data)")
-    check.add_argument("--every", type=int, default=1, metavar="N", help="decode only each N-th picture (default 1: all)")
+    check.add_argument(
+        "--every", type=int, default=1, metavar="N", help="decode only each N-th picture (default 1: all)"
+    )
     check.add_argument("--workers", type=int, default=2, help="decoding threads (default 2)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.training.setup import autocast_factory, choose_device
 
     if args.batch_size < 1 or args.workers < 0:
-        raise ValueError(f"--batch-size {args.batch_size}, --workers {args.workers}: expected at least 1 and at least 0")
+        raise ValueError(
+            f"--batch-size {args.batch_size}, --workers {args.workers}: expected at least 1 and at least 0"
+        )
     model, info = load_model(args.checkpoint, args.img_size)
     settings = data_settings(args, info)
     device = choose_device(args.device)
@@ -59,13 +61,18 @@ def run(args: argparse.Namespace) -> int:
         torch.cuda.synchronize(device)
     seconds = time.monotonic() - began
     if args.json:
-        per_class = [{"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)]
+        per_class = [
+            {"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)
+        ]
         values = {**asdict(found), "per_class": per_class, "seconds": seconds, "checkpoint": args.checkpoint}
         values |= {"model": info.name, "data": settings.name, "image_size": settings.image_size, "epoch": info.epoch}
         print(json.dumps(values))
         return 0
     print(f"{info.name} on {settings.name}, {found.samples} test samples, {settings.image_size}x{settings.image_size}")
-    print(f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   {found.samples / seconds:.0f} samples/s")
+    print(
+        f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %   loss {found.loss:.4f}   "
+        f"{found.samples / seconds:.0f} samples/s"
+    )
     if found.top1_after_step:
         print("top-1 after each time step: " + "  ".join(f"{value:.2f} %" for value in found.top1_after_step))
     if found.unreadable:

@@ -12,7 +12,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "predict",
         help="classes of pictures or recordings",
-        description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin and .bs2.",
+        description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin, .bs2.",
         epilog="example: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3",
     )
     parser.add_argument("checkpoint", help="best.safetensors of a run, or a converted or exported file")

@@ -9,13 +9,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "train",
         help="train a model by a recipe",
-        description="Trains by a recipe into a folder: best.safetensors, last.safetensors, state.safetensors (to resume), "
-        "recipe.yaml, metrics.jsonl, tensorboard/. The first SIGTERM or Ctrl-C saves and leaves with status 75, "
-        "a second one leaves at once. Several processes: torchrun --nproc-per-node N -m spikingformer train ...",
+        description="Trains by a recipe into a folder: best.safetensors, last.safetensors, state.safetensors "
+        "(to resume), recipe.yaml, metrics.jsonl, tensorboard/. The first SIGTERM or Ctrl-C saves and leaves with "
+        "status 75, a second one leaves at once. Several processes: "
+        "torchrun --nproc-per-node N -m spikingformer train ...",
         epilog="example: spikingformer train recipes/digits/spikingformer_cml.yaml epochs=2 seed=7 --output runs/a",
     )
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the folder of a run (its recipe.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. model.embed_dim=128")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. model.embed_dim=128"
+    )
     parser.add_argument("--output", help="folder of the run (default: runs/RECIPE-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, if it has one")
     parser.add_argument("--list", action="store_true", help="list the recipes that come with the package, and leave")

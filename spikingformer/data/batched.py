@@ -25,9 +25,9 @@ def resize(pictures: torch.Tensor, size: int, interpolation: str) -> torch.Tenso
         return pictures
     if interpolation == "nearest":
         return F.interpolate(pictures, size=(size, size), mode="nearest")
-    return F.interpolate(
-        pictures, size=(size, size), mode=interpolation, align_corners=False, antialias=True
-    ).clamp(0, 1)
+    return F.interpolate(pictures, size=(size, size), mode=interpolation, align_corners=False, antialias=True).clamp(
+        0, 1
+    )
 
 
 class BatchedAugment:
@@ -109,7 +109,10 @@ class BatchedAugment:
         inside_columns = (position >= left[:, None]) & (position < (left + width)[:, None])
         box = torch.from_numpy(inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(x.device)
         noise = torch.stack(
-            [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(derive_seed(seed, int(i)))) for i in chosen]
+            [
+                torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(derive_seed(seed, int(i))))
+                for i in chosen
+            ]
         ).to(x.device)
         rows = torch.from_numpy(members).to(x.device)
         x[rows] = torch.where(box, noise, x[rows])

@@ -19,7 +19,7 @@ class Findings:
 
 
 def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings:
-    """Reads the whole set (or each `every`-th file) as a run would: missing parts, classes, unreadable pictures, sizes."""
+    """Reads the whole set (or each `every`-th file) as a run would: parts, classes, readability, sizes."""
     findings = Findings()
     classes: dict[str, set[str]] = {}
     for name in ("train", "test"):

@@ -1,4 +1,4 @@
-"""Pictures in files: one folder a class, or a tar with such folders, listed by timm's readers."""
+"""Pictures in files, one folder a class, listed by timm's reader."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class PictureFiles:
     def __init__(self, root: Path, channels: int, class_to_index: dict[str, int] | None = None) -> None:
         """
         Args:
-            root: a folder with one folder a class, or a .tar of that layout.
+            root: a folder with one folder a class.
             class_to_index: the numbering to use (the training part's); None: names in sorted order.
 
         Raises:

@@ -5,6 +5,7 @@ A class folder is written under a temporary name and renamed when whole: killed 
 """
 
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -43,16 +44,22 @@ def _open(source: Path, name: str) -> tarfile.TarFile:
         raise ValueError(f"{path}: not a readable archive ({error}); download it again") from None
 
 
+def _name(archive: tarfile.TarFile) -> str:
+    return os.fsdecode(archive.name) if archive.name else "archive"
+
+
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int = MAX_PICTURE_BYTES) -> bytes:
     if not member.isreg():
-        raise ValueError(f"{archive.name}: {member.name!r} is a link or device, which the official archive has none of")
+        raise ValueError(
+            f"{_name(archive)}: {member.name!r} is a link or device, which the official archive has none of"
+        )
     if member.size > limit:
-        raise ValueError(f"{archive.name}: {member.name!r} has {member.size} bytes, at most {limit} are expected")
+        raise ValueError(f"{_name(archive)}: {member.name!r} has {member.size} bytes, at most {limit} are expected")
     stream = archive.extractfile(member)
     assert stream is not None
     content = stream.read()
     if len(content) != member.size:
-        raise ValueError(f"{archive.name}: ends inside {member.name!r}; download it again")
+        raise ValueError(f"{_name(archive)}: ends inside {member.name!r}; download it again")
     return content
 
 
@@ -65,13 +72,17 @@ def unpack_train(source: Path, target: Path, report: Report) -> None:
             for number, member in enumerate(outer):
                 match = _CLASS_TAR.fullmatch(member.name)
                 if match is None or number >= _MAX_MEMBERS:
-                    raise ValueError(f"{outer.name}: {member.name!r} in it: not the official archive; nothing of it was written")
+                    raise ValueError(
+                        f"{_name(outer)}: {member.name!r} in it: not the official archive; nothing of it was written"
+                    )
                 if (folder / match[1]).exists():
                     continue
                 _unpack_class(_content(outer, member, 1 << 30), match[1], folder)
                 report(f"train: {number + 1} of {CLASSES} classes")
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{outer.name}: damaged ({error}); download it again, what is unpacked so far is kept") from None
+            raise ValueError(
+                f"{_name(outer)}: damaged ({error}); download it again, what is unpacked so far is kept"
+            ) from None
 
 
 def _unpack_class(content: bytes, wnid: str, folder: Path) -> None:
@@ -81,7 +92,9 @@ def _unpack_class(content: bytes, wnid: str, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(content)) as inner:
         for picture in inner:
             if not _TRAIN_PICTURE.fullmatch(picture.name):
-                raise ValueError(f"{wnid}.tar: {picture.name!r} in it: not an official class archive; nothing of it was kept")
+                raise ValueError(
+                    f"{wnid}.tar: {picture.name!r} in it: not an official class archive; nothing of it was kept"
+                )
             (partial / picture.name).write_bytes(_content(inner, picture))
     partial.rename(folder / wnid)
 
@@ -113,14 +126,15 @@ def unpack_val(source: Path, target: Path, report: Report) -> None:
     if folder.exists():
         return
     truth = read_ground_truth(source)
-    partial = target / ".partial-val"
+    partial, found = target / ".partial-val", 0
     partial.mkdir(parents=True, exist_ok=True)
     with _open(source, VAL_TAR) as archive:
         try:
             for number, member in enumerate(archive):
                 match = _VAL_PICTURE.fullmatch(member.name)
                 if match is None or not 1 <= int(match[1]) <= len(truth):
-                    raise ValueError(f"{archive.name}: {member.name!r} in it: not the official archive")
+                    raise ValueError(f"{_name(archive)}: {member.name!r} in it: not the official archive")
+                found += 1
                 path = partial / truth[int(match[1]) - 1] / member.name
                 if path.exists() and path.stat().st_size == member.size:
                     continue
@@ -129,7 +143,11 @@ def unpack_val(source: Path, target: Path, report: Report) -> None:
                 if (number + 1) % 1000 == 0:
                     report(f"val: {number + 1} of {len(truth)} pictures")
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{archive.name}: damaged ({error}); download it again, what is unpacked so far is kept") from None
+            raise ValueError(
+                f"{_name(archive)}: damaged ({error}); download it again, what is unpacked so far is kept"
+            ) from None
+    if found != len(truth):
+        raise ValueError(f"{source / VAL_TAR}: ends after {found} of {len(truth)} pictures; download it again")
     partial.rename(folder)
 
 
@@ -160,8 +178,8 @@ def prepare_imagenet(source: Path, target: Path, report: Report, verify_counts: 
     if verify_counts and counts != expected:
         raise ValueError(
             f"{target}: {counts.classes} classes, {counts.train} training and {counts.val} validation pictures, "
-            f"expected {expected.classes}, {expected.train} and {expected.val}. Delete class folders that are short and run "
-            "again, or add --subset if this is not the full set."
+            f"expected {expected.classes}, {expected.train} and {expected.val}. Delete class folders that are short "
+            "and run again, or add --subset if this is not the full set."
         )
     return counts
 

@@ -123,7 +123,9 @@ class SeededSamples(Dataset):
         return value if isinstance(value, UnreadablePicture) else torch.as_tensor(value), int(label)
 
 
-def collate(samples: Sequence[tuple[torch.Tensor | UnreadablePicture, int]]) -> tuple[torch.Tensor | None, torch.Tensor, list]:
+def collate(
+    samples: Sequence[tuple[torch.Tensor | UnreadablePicture, int]],
+) -> tuple[torch.Tensor | None, torch.Tensor, list]:
     """Stacks the readable samples; the unreadable ones come as a list."""
     unreadable = [value for value, _ in samples if isinstance(value, UnreadablePicture)]
     readable = [(value, label) for value, label in samples if not isinstance(value, UnreadablePicture)]
@@ -168,8 +170,8 @@ class _Workers:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise ValueError(
-                f"a process that reads pictures has died ({str(error).splitlines()[0]}). Most often the machine ran out "
-                "of memory: use fewer workers=N (0 reads in the main process), then go on with --resume."
+                f"a process that reads pictures has died ({str(error).splitlines()[0]}). Most often the machine ran "
+                "out of memory: use fewer workers=N (0 reads in the main process), then go on with --resume."
             ) from None
 
     def run(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
@@ -183,6 +185,7 @@ class _Workers:
                 raise ValueError(
                     f"{first.file}: not a readable picture ({first.reason}). Replace or remove the file, {advice}"
                 )
+            assert inputs is not None  # else every sample was unreadable, which is an error above
             yield Batch(
                 inputs.to(self.device, non_blocking=True).float(),
                 labels.to(self.device, non_blocking=True),

@@ -29,9 +29,7 @@ def mix_batch(
     generator = np.random.default_rng(derive_seed(seed, epoch, step))
     if generator.random() >= settings.probability:
         return inputs, targets
-    cut = settings.cutmix_alpha > 0 and (
-        settings.mixup_alpha == 0 or generator.random() < settings.switch_probability
-    )
+    cut = settings.cutmix_alpha > 0 and (settings.mixup_alpha == 0 or generator.random() < settings.switch_probability)
     alpha = settings.cutmix_alpha if cut else settings.mixup_alpha
     kept = float(generator.beta(alpha, alpha))
     other = inputs.flip(0)

@@ -21,7 +21,9 @@ def training_transform(
 
     size = data.image_size
     steps: list[Callable] = [
-        RandomResizedCropAndInterpolation(size, augment.crop_scale, augment.crop_ratio, interpolation=data.interpolation)
+        RandomResizedCropAndInterpolation(
+            size, augment.crop_scale, augment.crop_ratio, interpolation=data.interpolation
+        )
     ]
     if augment.crop_padding:
         steps.append(T.RandomCrop(size, padding=augment.crop_padding))

@@ -39,7 +39,9 @@ def parse_rand_augment(text: str) -> RandAugmentSpec:
         raise ValueError(f"augment.rand_augment: got {text!r}, expected such as rand-m9-n1-mstd0.5-inc1")
     values |= {match[1]: float(match[2]) for match in matches if match}
     if values["inc"] != 1:
-        raise ValueError(f"augment.rand_augment: got {text!r}; augment.engine=batched needs ...-inc1 (or use per_sample)")
+        raise ValueError(
+            f"augment.rand_augment: got {text!r}; augment.engine=batched needs ...-inc1 (or use per_sample)"
+        )
     return RandAugmentSpec(values["m"], values["mstd"], int(values["n"]))
 
 
@@ -76,7 +78,6 @@ def _sharpness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     smooth = x.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
     return _blend(smooth, x, factor)
-
 
 
 def _shape(value: np.ndarray, like: torch.Tensor) -> torch.Tensor:

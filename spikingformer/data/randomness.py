@@ -4,9 +4,9 @@ A counter-based generator: the counter is hashed with the splitmix64 finaliser (
 "Fast splittable pseudorandom number generators"), so a resumed run draws what an unbroken one draws.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-import random
 
 import numpy as np
 import torch

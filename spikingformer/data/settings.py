@@ -23,7 +23,8 @@ class DataSettings(Settings):
         default=None, description="per-channel mean of pictures scaled to [0, 1]; null: the data set's own"
     )
     std: tuple[float, ...] | None = Field(
-        default=None, description="per-channel standard deviation of pictures scaled to [0, 1]; null: the data set's own"
+        default=None,
+        description="per-channel standard deviation of pictures scaled to [0, 1]; null: the data set's own",
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
         default="bicubic", description="how pictures are resized"
@@ -41,7 +42,9 @@ class DataSettings(Settings):
     unreadable: Literal["stop", "skip"] = Field(
         default="stop", description="a picture that cannot be decoded: stop and name it, or skip it and count"
     )
-    train_shards: str = Field(default="train-{00000..00000}.tar", description="wds: brace pattern of the training shards")
+    train_shards: str = Field(
+        default="train-{00000..00000}.tar", description="wds: brace pattern of the training shards"
+    )
     test_shards: str = Field(default="val-{00000..00000}.tar", description="wds: brace pattern of the test shards")
     # event sets
     frames: int = Field(default=16, ge=1, description="event sets: frames a recording is cut into (the model's T)")

@@ -14,6 +14,7 @@ from spikingformer.data.folder import PictureFiles, part_root
 from spikingformer.data.loading import Samples, Subset
 from spikingformer.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, split_by_class
 from spikingformer.data.settings import DataSettings
+from spikingformer.data.shards import ShardPictures, TarPictures, class_names
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,27 @@ def _cifar(data: DataSettings, part: str) -> Part:
 
 def _files(data: DataSettings, part: str) -> Part:
     archive = data.name == "tar"
+    reader = TarPictures if archive else PictureFiles
     root = data_root(data)
     numbering = None
     if part != "train":  # the training part numbers the classes
-        numbering = PictureFiles(part_root(root, "train", archive), data.channels).class_to_index
-    files = PictureFiles(part_root(root, part, archive), data.channels, numbering)
+        numbering = reader(part_root(root, "train", archive), data.channels).class_to_index
+    files = reader(part_root(root, part, archive), data.channels, numbering)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,) * data.channels,) * 2
     return Part(files.labels, files.class_names, mean, std, samples=files)
+
+
+def _shards(data: DataSettings, part: str) -> Part:
+    root = data_root(data)
+    train = ShardPictures(root, data.train_shards, data.channels)  # the training part says how many classes there are
+    names = class_names(root, int(train.labels.max()) + 1)
+    found = train if part == "train" else ShardPictures(root, data.test_shards, data.channels)
+    if int(found.labels.max()) >= len(names):
+        raise ValueError(
+            f"{root}: class number {found.labels.max()} in the {part} part, the training part has {len(names)}"
+        )
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,) * data.channels,) * 2
+    return Part(found.labels, names, mean, std, samples=found)
 
 
 SOURCES: dict[str, Callable[[DataSettings, str], Part]] = {
@@ -83,6 +98,7 @@ SOURCES: dict[str, Callable[[DataSettings, str], Part]] = {
     "cifar100": _cifar,
     "folder": _files,
     "tar": _files,
+    "wds": _shards,
 }
 
 
@@ -103,7 +119,9 @@ def load_part(data: DataSettings, part: str) -> Part:
         known = [*SOURCES, *event_names()]
         hint = next(iter(get_close_matches(data.name, known, n=1)), None)
         raise ValueError(
-            f"data.name: got {data.name!r}" + (f"; did you mean {hint!r}?" if hint else "") + f" Known: {', '.join(known)}."
+            f"data.name: got {data.name!r}"
+            + (f"; did you mean {hint!r}?" if hint else "")
+            + f" Known: {', '.join(known)}."
         )
     found = SOURCES[data.name](data, part)
     mean, std = data.mean or found.mean, data.std or found.std

@@ -63,8 +63,8 @@ def _picture_training(recipe: Recipe, part: Part, device: torch.device, world: W
     if augment.engine == "batched":
         if part.pictures is None:
             raise ValueError(
-                f"augment.engine=batched needs a set that fits into memory; data.name={data.name} is read file by file: "
-                "use augment.engine=per_sample"
+                f"augment.engine=batched needs a set that fits into memory; data.name={data.name} is read file by "
+                "file: use augment.engine=per_sample"
             )
         batched = BatchedAugment(augment, data.image_size, data.interpolation, part.mean, part.std, recipe.seed)
         return MemoryTraining(part.pictures, plan, batched, device)
@@ -103,7 +103,7 @@ def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     )
 
 
-def load_events(data: DataSettings):  # noqa: ANN201 (EventParts, imported only where events are used)
+def load_events(data: DataSettings):
     """Training and test part of an event set, its frame cache built if need be."""
     from spikingformer.data.events.event_set import load_event_parts
 
@@ -131,9 +131,7 @@ def create_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     parts: Parts = load_parts(recipe.data, recipe.seed)
 
     def evaluation(part: Part) -> EvaluationLoader:
-        return evaluation_loader(
-            part, recipe.data, recipe.evaluation_batch_size, min(recipe.workers, 2), device, world
-        )
+        return evaluation_loader(part, recipe.data, recipe.evaluation_batch_size, min(recipe.workers, 2), device, world)
 
     return Inputs(
         _picture_training(recipe, parts.train, device, world),

@@ -196,10 +196,11 @@ class Trainer:
     def _stop_on(self, value: float) -> None:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
         raise NonFiniteLoss(
-            f"the loss is {value} in epoch {p.epoch}, step {p.step}, learning rate {rate:.3g}. The last checkpoint is whole: "
-            "--resume goes on from it. Things to try: a lower optimizer.learning_rate or a longer schedule.warmup_epochs; "
-            "optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16; nonfinite=skip (leaves such steps out and "
-            "counts them) or nonfinite=step_back (goes back to the last checkpoint with half the learning rate)."
+            f"the loss is {value} in epoch {p.epoch}, step {p.step}, learning rate {rate:.3g}. "
+            "The last checkpoint is whole: --resume goes on from it. Things to try: a lower optimizer.learning_rate or "
+            "a longer schedule.warmup_epochs; optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16; "
+            "nonfinite=skip (leaves such steps out and counts them) or nonfinite=step_back (goes back to the last "
+            "checkpoint with half the learning rate)."
         )
 
     def _update(self) -> None:
@@ -258,7 +259,11 @@ class Trainer:
 
     def _step_back(self, value: float) -> None:
         state, _ = load_state(self.folder)
-        if state is None or state.progress.step_backs + 1 > _MAX_STEP_BACKS or self.progress.step_backs >= _MAX_STEP_BACKS:
+        if (
+            state is None
+            or state.progress.step_backs + 1 > _MAX_STEP_BACKS
+            or self.progress.step_backs >= _MAX_STEP_BACKS
+        ):
             self._stop_on(value)
             return
         backs, factor = self.progress.step_backs + 1, self.progress.learning_rate_factor / 2
@@ -303,7 +308,10 @@ class Trainer:
                 return False
             samples += step.samples
             seconds = time.monotonic() - began
-            bar.advance(f"epoch {epoch + 1}/{self.recipe.total_epochs}  {samples / seconds:.0f}/s  data wait {waited / seconds:.0%}")
+            bar.advance(
+                f"epoch {epoch + 1}/{self.recipe.total_epochs}  {samples / seconds:.0f}/s  "
+                f"data wait {waited / seconds:.0%}"
+            )
             if asked:
                 self.save()
                 barrier(self.world)  # a process that left earlier would make its launcher end the one that saves
@@ -331,7 +339,12 @@ class Trainer:
         evaluation = None
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
             evaluation = self._evaluate_and_save_weights()
-            values |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss, "best_top1": p.best_top1}
+            values |= {
+                "top1": evaluation.top1,
+                "top5": evaluation.top5,
+                "loss": evaluation.loss,
+                "best_top1": p.best_top1,
+            }
             values |= self._rates(self.inputs.validation or self.inputs.test)
         values |= {**self._speed, "skipped_steps": p.skipped_steps, "unreadable": p.unreadable}
         p.epoch, p.step, p.loss_sum, p.loss_samples = p.epoch + 1, 0, 0.0, 0

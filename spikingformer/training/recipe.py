@@ -1,5 +1,6 @@
 """A run's recipe: one YAML file, strictly typed; every field is read somewhere, an unknown one is an error."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -129,9 +130,7 @@ def find_recipe(path: str) -> Path:
             if candidate.is_file():
                 return candidate
     known = sorted(str(Path("recipes") / p.relative_to(recipes_folder())) for p in recipes_folder().rglob("*.yaml"))
-    from spikingformer.training.recipe_text import nearest
-
-    hint = nearest(path, known)
+    hint = next(iter(get_close_matches(str(given), known, n=1)), None)
     raise ValueError(
         f"no recipe file {path!r}"
         + (f"; did you mean {hint}?" if hint else "")

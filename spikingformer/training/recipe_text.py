@@ -92,7 +92,7 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, comparing whole names, then their last parts."""
     known = list(known)
-    last = {}
+    last: dict[str, str] = {}
     for item in known:
         last.setdefault(item.split(".")[-1], item)
     leaf = name.split(".")[-1]
@@ -140,4 +140,10 @@ def explain_errors(error: ValidationError, model: type[BaseModel], source: str) 
                 lines.append(f"{name}: got {_show(problem['input'])}, {expected}")
             else:
                 lines.append(f"{key or 'recipe'}: got {_show(problem['input'])}; {problem['msg']}")
-    return "\n".join([f"{source}:", *(f"  {line}" for line in dict.fromkeys(lines)), "`spikingformer train --fields` lists every key."])
+    return "\n".join(
+        [
+            f"{source}:",
+            *(f"  {line}" for line in dict.fromkeys(lines)),
+            "`spikingformer train --fields` lists every key.",
+        ]
+    )

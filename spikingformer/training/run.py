@@ -79,7 +79,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
     """Runs a recipe into a folder.
 
     Args:
-        resume: go on from the folder's last checkpoint, if it has one. A process that torchrun has restarted always does.
+        resume: go on from the folder's last checkpoint, if it has one; a process that torchrun restarted always does.
 
     Raises:
         ValueError: bad recipe, data or folder, a loss that is not finite. StoppedBySignal: saved, not finished.
@@ -134,8 +134,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
             if state.world_size != world.size:
                 reporter.say(
-                    f"begun by {state.world_size} processes, gone on with by {world.size}: the same batches, but the sums "
-                    "and BatchNorm's statistics of each process differ from an unbroken run",
+                    f"begun by {state.world_size} processes, gone on with by {world.size}: the same batches, but the "
+                    "sums and BatchNorm's statistics of each process differ from an unbroken run",
                     "yellow",
                 )
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -179,7 +179,8 @@ def _finish(trainer: Trainer, seconds: float) -> Result:
         write_atomic(trainer.folder / RESULT_FILE, json.dumps(result.__dict__, indent=2).encode())
     chosen_on = "held-out training samples" if trainer.inputs.validation is not None else "test part"
     trainer.reporter.say(
-        f"best epoch {p.best_epoch + 1} (chosen on the {chosen_on}): {p.best_top1:.2f} %; last epoch {result.last_top1:.2f} %; "
+        f"best epoch {p.best_epoch + 1} (chosen on the {chosen_on}): {p.best_top1:.2f} %; "
+        f"last epoch {result.last_top1:.2f} %; "
         + (f"test part {test_top1:.2f} %; " if trainer.inputs.validation is not None else "")
         + f"{duration(seconds)}; files in {trainer.folder}"
     )

@@ -18,7 +18,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         ValueError: cuda asked for, but there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: got cuda, but PyTorch finds no CUDA device here; use device=cpu, or `spikingformer doctor`")
+        raise ValueError(
+            "device: got cuda, but PyTorch finds no CUDA device here; use device=cpu, or `spikingformer doctor`"
+        )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -77,7 +79,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if settings.name not in list_optimizers():
         near = get_close_matches(settings.name, list_optimizers(), n=1)
         raise ValueError(
-            f"optimizer.name: timm knows no optimiser {settings.name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            f"optimizer.name: timm knows no optimiser {settings.name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return create_optimizer_v2(
         model,

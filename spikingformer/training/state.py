@@ -80,9 +80,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, state: RunState) -> None:
     for name, number in state.optimizer["numbers"].items():
         parameter, _, key = name.partition("/")
         values.setdefault(int(parameter), {})[key] = number
-    groups = [
-        {**group, **saved} for group, saved in zip(whole["param_groups"], state.optimizer["groups"], strict=True)
-    ]
+    groups = [{**group, **saved} for group, saved in zip(whole["param_groups"], state.optimizer["groups"], strict=True)]
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
@@ -106,7 +104,9 @@ def save_state(folder: Path, state: RunState) -> None:
         write_tensors(folder / STATE_FILE, state.tensors, {_KEY: json.dumps(text, sort_keys=True)})
     except OSError as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
-        kept = "The checkpoint before it is whole" if (folder / STATE_FILE).exists() else "There is no earlier checkpoint"
+        kept = (
+            "The checkpoint before it is whole" if (folder / STATE_FILE).exists() else "There is no earlier checkpoint"
+        )
         raise ValueError(
             f"{folder / STATE_FILE}: the checkpoint could not be written ({error.strerror or error}); it needs "
             f"{size / 1e6:.1f} MB there beside the old one. {kept}: make room, then go on with --resume."

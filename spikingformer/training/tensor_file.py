@@ -11,6 +11,7 @@ from safetensors.torch import save
 from spikingformer.training.atomic import write_atomic
 
 _CHECKSUM = "sha256"
+_DESCRIPTION = "spikingformer"  # the metadata key of model files and run states
 
 
 def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
@@ -21,13 +22,15 @@ def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return total.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Writes atomically. Tensors may lie on any device."""
-    plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     write_atomic(path, save(plain, {**metadata, _CHECKSUM: digest(plain, metadata)}))
 
 
@@ -47,10 +50,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); it may be truncated. Use another copy, or last.safetensors "
-            "of the same run. A published .pth is turned into one with `spikingformer convert`."
+            f"{path}: not a whole safetensors file ({error}); it may be truncated. Use another copy, or "
+            "last.safetensors of the same run. A published .pth is turned into one with `spikingformer convert`."
         ) from None
     expected = metadata.pop(_CHECKSUM, None)
-    if expected is not None and digest(tensors, metadata) != expected:
+    ours = _DESCRIPTION in metadata  # a file of ours has a checksum: without one, its name was damaged
+    if (expected is not None or ours) and digest(tensors, metadata) != expected:
         raise ValueError(f"{path}: damaged, its checksum does not match. Use another copy of the file.")
     return tensors, metadata

@@ -37,7 +37,14 @@ def refused(capsys, *arguments: object) -> str:
 
 def test_train_writes_the_runs_files(run_folder):
     names = {p.name for p in (run_folder / "run").iterdir()}
-    assert {"best.safetensors", "last.safetensors", "state.safetensors", "recipe.yaml", "metrics.jsonl", "run.json"} <= names
+    assert {
+        "best.safetensors",
+        "last.safetensors",
+        "state.safetensors",
+        "recipe.yaml",
+        "metrics.jsonl",
+        "run.json",
+    } <= names
 
 
 def test_train_prints_json_and_runs_again_from_its_folder(run_folder, capsys, tmp_path):
@@ -65,7 +72,9 @@ def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
         Image.new("L", (30, 20), 128).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     checkpoint = str(run_folder / "run/best.safetensors")
-    assert main(["predict", checkpoint, str(tmp_path), "--samples", "2", "--top", "3", "--json", "--device", "cpu"]) == 0
+    assert (
+        main(["predict", checkpoint, str(tmp_path), "--samples", "2", "--top", "3", "--json", "--device", "cpu"]) == 0
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["file"].rsplit("/")[-1] for row in rows[:2]] == ["a.png", "b.jpg"]
     assert len(rows) == 4
@@ -81,7 +90,9 @@ def test_convert_then_evaluate(run_folder, capsys, tmp_path):
     assert DROPPED
     source = tmp_path / "published.pth.tar"
     torch.save({"state_dict": {"head.weight": torch.zeros(10, 16)}, "epoch": 3}, source)
-    message = refused(capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", tmp_path / "x.safetensors")
+    message = refused(
+        capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", tmp_path / "x.safetensors"
+    )
     assert "missing" in message or "no such weight" in message
     assert not (tmp_path / "x.safetensors").exists()
     assert timm.is_model("spikingformer_cml_4_256")
@@ -93,7 +104,9 @@ def test_unknown_recipe_key(capsys):
 
 
 def test_unknown_recipe(capsys):
-    assert "did you mean recipes/digits/spikingformer_cml.yaml?" in refused(capsys, "train", "digits/spikingformer_cm.yaml")
+    assert "did you mean recipes/digits/spikingformer_cml.yaml?" in refused(
+        capsys, "train", "digits/spikingformer_cm.yaml"
+    )
 
 
 def test_missing_data_folder(run_folder, capsys, tmp_path):
@@ -140,7 +153,15 @@ def test_wrong_number_of_classes(run_folder, capsys, tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (9, 9)).save(tmp_path / part / name / "0.png")
     message = refused(
-        capsys, "evaluate", run_folder / "run/best.safetensors", "--data", "folder", "--root", tmp_path, "--device", "cpu"
+        capsys,
+        "evaluate",
+        run_folder / "run/best.safetensors",
+        "--data",
+        "folder",
+        "--root",
+        tmp_path,
+        "--device",
+        "cpu",
     )
     assert "the model has 10 classes, folder in" in message
     assert "has 3: choose the data it was trained on" in message
@@ -159,7 +180,9 @@ def test_truncated_checkpoint(run_folder, capsys, tmp_path):
     content = (run_folder / "run/best.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[:5000])
     for command in ("evaluate", "predict"):
-        message = refused(capsys, command, tmp_path / "cut.safetensors", *(["--samples", 1] if command == "predict" else []))
+        message = refused(
+            capsys, command, tmp_path / "cut.safetensors", *(["--samples", 1] if command == "predict" else [])
+        )
         assert "cut.safetensors: not a whole safetensors file" in message
         assert "truncated" in message
 
@@ -214,5 +237,7 @@ def test_lists(capsys):
 
 
 def test_module_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "spikingformer", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "spikingformer", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("spikingformer ")

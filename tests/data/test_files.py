@@ -132,7 +132,13 @@ def test_corrupt_picture_is_skipped_and_counted(tmp_path):
 def test_every_kind_of_picture_becomes_rgb(tmp_path):
     folder = tmp_path / "x"
     folder.mkdir()
-    for mode, name in (("L", "grey.jpg"), ("RGBA", "alpha.png"), ("P", "palette.png"), ("CMYK", "cmyk.jpg"), ("1", "bits.png")):
+    for mode, name in (
+        ("L", "grey.jpg"),
+        ("RGBA", "alpha.png"),
+        ("P", "palette.png"),
+        ("CMYK", "cmyk.jpg"),
+        ("1", "bits.png"),
+    ):
         Image.new(mode, (9, 7)).save(folder / name)
     files = PictureFiles(tmp_path, 3)
     assert len(files) == 5
@@ -162,6 +168,65 @@ def test_check_finds_what_is_wrong(tmp_path):
 def test_part_root_accepts_usual_names(tmp_path):
     (tmp_path / "validation").mkdir()
     assert part_root(tmp_path, "test", archive=False) == tmp_path / "validation"
+
+
+def write_shards(root, content=None):
+    """Two training shards and a test shard, two pictures each."""
+    root.mkdir(exist_ok=True)
+    for number, name in enumerate(("train-00000", "train-00001", "val-00000")):
+        entries = {}
+        for i in range(2):
+            entries[f"{number}{i}.jpg"] = content or picture(40 * number + i)
+            entries[f"{number}{i}.cls"] = b"%d" % i
+        (root / f"{name}.tar").write_bytes(tar_of(entries))
+    return root
+
+
+def shard_settings(root) -> DataSettings:
+    shards = {"train_shards": "train-{00000..00001}.tar", "test_shards": "val-00000.tar"}
+    return DataSettings(name="wds", root=str(root), image_size=8, **shards)
+
+
+def test_shards_are_read_at_any_place_and_indexed_once(tmp_path, monkeypatch):
+    write_shards(tmp_path)
+    parts = load_parts(shard_settings(tmp_path), 0)
+    assert parts.train.labels.tolist() == [0, 1, 0, 1]
+    assert (len(parts.test), parts.test.class_names) == (2, ("0", "1"))
+    expected = np.asarray(Image.open(io.BytesIO(picture(41))))
+    assert np.array_equal(np.asarray(parts.train.samples[3][0]), expected)
+    monkeypatch.setattr("spikingformer.data.shards._index_shard", None)
+    assert load_parts(shard_settings(tmp_path), 0).train.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_missing_and_damaged_shards_are_named(tmp_path):
+    write_shards(tmp_path)
+    shard = tmp_path / "train-00001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:700])
+    with pytest.raises(ValueError, match=r"train-00001.tar: not a whole WebDataset shard"):
+        load_parts(shard_settings(tmp_path), 0)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"train-00001.tar: no such shard \(1 of 2 are missing\)"):
+        load_parts(shard_settings(tmp_path), 0)
+
+
+def test_corrupt_picture_in_a_shard_is_found(tmp_path):
+    write_shards(tmp_path, content=b"no picture")
+    assert isinstance(load_parts(shard_settings(tmp_path), 0).train.samples[0][0], UnreadablePicture)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file open
+def test_webdataset_reads_the_same_shards(tmp_path):
+    """The library's own order within a shard, so the two agree on what the format means."""
+    import webdataset
+
+    write_shards(tmp_path)
+    stream = webdataset.WebDataset(str(tmp_path / "train-00001.tar"), shardshuffle=False).to_tuple("jpg", "cls")
+    samples = load_parts(shard_settings(tmp_path), 0).train.samples
+    for index, (jpg, label) in enumerate(stream):
+        found, number = samples[2 + index]
+        assert np.array_equal(np.asarray(found), np.asarray(Image.open(io.BytesIO(jpg))))
+        assert number == int(label)
 
 
 WNIDS = ("n00000001", "n00000002")
@@ -197,7 +262,9 @@ def test_imagenet_archives_become_folders(tmp_path):
         "ILSVRC2012_val_00000004.JPEG",
     ]
     assert not check_data(settings(target)).problems
-    with pytest.raises(ValueError, match="2 classes, 6 training and 4 validation pictures, expected 1000, 1281167 and 50000"):
+    with pytest.raises(
+        ValueError, match="2 classes, 6 training and 4 validation pictures, expected 1000, 1281167 and 50000"
+    ):
         prepare_imagenet(source, target, quiet)
 
 

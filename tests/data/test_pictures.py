@@ -128,8 +128,15 @@ def test_operation_keeps_range_and_does_something_at_full_level(name, channels):
 
 @pytest.mark.parametrize(
     ("name", "timm_name"),
-    [("brightness", "Brightness"), ("contrast", "Contrast"), ("color", "Color"), ("invert", "Invert")]
-    + [("auto_contrast", "AutoContrast"), ("equalize", "Equalize"), ("sharpness", "Sharpness")],
+    [
+        ("brightness", "Brightness"),
+        ("contrast", "Contrast"),
+        ("color", "Color"),
+        ("invert", "Invert"),
+        ("auto_contrast", "AutoContrast"),
+        ("equalize", "Equalize"),
+        ("sharpness", "Sharpness"),
+    ],
 )
 def test_operation_agrees_with_pillow(name, timm_name):
     """Pillow rounds to whole grey levels and weighs colours in integers: two levels of 255 apart at most."""
@@ -196,7 +203,11 @@ def test_mixing_stops_at_its_epoch_and_is_fixed_by_the_position():
 def test_every_sample_is_dealt_once_over_processes(world, samples, drop_last):
     dealt = []
     for rank in range(world):
-        plan = StepPlan(samples, 10, 3, drop_last, 2, rank, world) if world < 4 else StepPlan(samples, 10, 3, drop_last, 1, rank, world)
+        plan = (
+            StepPlan(samples, 10, 3, drop_last, 2, rank, world)
+            if world < 4
+            else StepPlan(samples, 10, 3, drop_last, 1, rank, world)
+        )
         order = plan.order(0)
         for step in range(plan.steps_per_epoch):
             parts, whole = plan.parts(order, step)
@@ -237,12 +248,24 @@ def write_cifar(root, monkeypatch, content=None):
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     entry = {"data": generator.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 2 for i in range(20)]}
-    files = {"train": content or pickle.dumps(entry), "test": pickle.dumps(entry), "meta": pickle.dumps({"names": ["a", "b"]})}
+    files = {
+        "train": content or pickle.dumps(entry),
+        "test": pickle.dumps(entry),
+        "meta": pickle.dumps({"names": ["a", "b"]}),
+    }
     for name, data in files.items():
         (folder / name).write_bytes(data)
     md5 = {name: hashlib.md5(data, usedforsecurity=False).hexdigest() for name, data in files.items()}
     table = CifarFiles(
-        "cifar10", folder.name, {"train": md5["train"]}, {"test": md5["test"]}, ("meta", md5["meta"]), "labels", "names", MEAN, STD
+        "cifar10",
+        folder.name,
+        {"train": md5["train"]},
+        {"test": md5["test"]},
+        ("meta", md5["meta"]),
+        "labels",
+        "names",
+        MEAN,
+        STD,
     )
     monkeypatch.setattr(cifar, "cifar_files", lambda name: table)
     return folder
@@ -258,13 +281,15 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
 def test_changed_cifar_file_is_named_with_the_remedy(tmp_path, monkeypatch):
     folder = write_cifar(tmp_path, monkeypatch)
     (folder / "train").write_bytes((folder / "train").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"train: damaged or not the official file: MD5(.|\n)*spikingformer data cifar10 --root"):
+    with pytest.raises(
+        ValueError, match=r"train: damaged or not the official file: MD5(.|\n)*spikingformer data cifar10 --root"
+    ):
         load_cifar("cifar10", tmp_path, "train")
 
 
 def test_pickled_command_in_a_cifar_file_is_refused_even_with_the_right_checksum(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch, pickle.dumps({"data": Evil(), "labels": []}))
-    with pytest.raises(pickle.UnpicklingError, match="refused to load (posix|os).system"):
+    with pytest.raises(ValueError, match=r"train: refused to load (posix|os).system; nothing was run"):
         load_cifar("cifar10", tmp_path, "train")
 
 

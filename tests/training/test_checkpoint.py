@@ -81,8 +81,13 @@ def test_foreign_safetensors_says_what_is_missing(tmp_path, model):
 
 def test_weights_of_another_model_are_named(tmp_path, model):
     path = tmp_path / "x.safetensors"
-    save_model(path, model.state_dict(), ModelInfo(**{**INFO.__dict__, "kwargs": KWARGS | {"num_classes": 11, "depth": 2}}))
-    with pytest.raises(ValueError, match=r"weights of another model .*\n.*missing, first blocks.1(.|\n)*head.bias \(file \(10,\), model \(11,\)\)"):
+    save_model(
+        path, model.state_dict(), ModelInfo(**{**INFO.__dict__, "kwargs": KWARGS | {"num_classes": 11, "depth": 2}})
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"weights of another model .*\n.*missing, first blocks.1(.|\n)*head.bias \(file \(10,\), model \(11,\)\)",
+    ):
         load_model(path)
 
 

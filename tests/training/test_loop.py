@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spikingformer.data.mixing import soft_targets
-from spikingformer.training.inputs import create_inputs
 from spikingformer.training.distributed import World, read_world
+from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import NonFiniteLoss, Trainer
 from spikingformer.training.run import train
 from spikingformer.training.run_folder import locked
@@ -126,8 +126,8 @@ def test_cuda_where_there_is_none(monkeypatch):
 
 
 def test_unknown_optimiser_names_the_nearest():
-    recipe = tiny_recipe(optimizer__name="adanw")
-    with pytest.raises(ValueError, match="no optimiser 'adanw'; did you mean 'adamw'"):
+    recipe = tiny_recipe(optimizer__name="adamwx")
+    with pytest.raises(ValueError, match="no optimiser 'adamwx'; did you mean 'adamw'"):
         build_optimizer(recipe, torch.nn.Linear(2, 2))
 
 

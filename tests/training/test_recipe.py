@@ -29,7 +29,9 @@ def test_packaged_recipe_is_valid_and_says_its_result(path):
 
 
 def test_overrides_reach_sections_and_later_ones_win():
-    recipe = load_recipe(DIGITS, ["epochs=2", "seed=7", "model.embed_dim=128", "optimizer.learning_rate=5e-4", "epochs=3"])
+    recipe = load_recipe(
+        DIGITS, ["epochs=2", "seed=7", "model.embed_dim=128", "optimizer.learning_rate=5e-4", "epochs=3"]
+    )
     assert (recipe.epochs, recipe.seed, recipe.model.embed_dim, recipe.optimizer.learning_rate) == (3, 7, 128, 5e-4)
 
 

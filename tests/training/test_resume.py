@@ -77,7 +77,11 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, settings, pl
     resumed = train(recipe, tmp_path / "parts", resume=True)
     for name in ("state", "best", "last"):
         assert_same_tensors(tmp_path / "whole" / f"{name}.safetensors", tmp_path / "parts" / f"{name}.safetensors")
-    assert (whole.best_top1, whole.best_epoch, whole.test_top1) == (resumed.best_top1, resumed.best_epoch, resumed.test_top1)
+    assert (whole.best_top1, whole.best_epoch, whole.test_top1) == (
+        resumed.best_top1,
+        resumed.best_epoch,
+        resumed.test_top1,
+    )
     losses = [
         [json.loads(line).get("train_loss") for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("whole", "parts")
@@ -129,7 +133,12 @@ def test_kill_and_term_then_resume_in_other_processes(tmp_path, slow_run):
         before = (folder / STATE_FILE).stat().st_mtime_ns if resume else 0
         with subprocess.Popen(command(folder, file, *resume), **start) as process:
             state = folder / STATE_FILE
-            wait_for(process, lambda s=state, b=before: s.exists() and s.stat().st_mtime_ns > b and load_state(folder)[0].progress.global_step)
+            wait_for(
+                process,
+                lambda s=state, b=before: (
+                    s.exists() and s.stat().st_mtime_ns > b and load_state(folder)[0].progress.global_step
+                ),
+            )
             process.send_signal(number)
             process.wait(60)
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else SAVED_AND_LEFT)
