@@ -1,0 +1,151 @@
+"""The CPU kernels against torch's dense products, over the firing rate.
+
+    python -m benchmarks.cpu_kernels [--rounds N] [--isa NAME] [--cpu-time] [--output FILE]
+
+Parity is proven first for every line; then spike and dense product run interleaved in one process and medians are
+compared. With --cpu-time one thread runs and its CPU time counts, which other work on the machine disturbs little
+(wall-clock times do not mean much on a shared machine). "crossing" is the firing rate at which the two meet, interpolated: the table CROSSINGS of
+spikingformer/native/product_op.py rests on it. The LIF line compares with a copy of the same bytes.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from spikingformer import native
+from spikingformer.native import ops, product_op
+from spikingformer.neurons import LIFConfig
+
+from .machine import describe_machine
+
+CLOCK = [time.perf_counter]
+RATES = (0.05, 0.1, 0.2, 0.3, 0.4)
+SHAPES = (  # images, channels in, out, side, kernel: CIFAR 4-384 at T * B = 64, two of its blocks' products
+    (64, 384, 384, 8, 1),
+    (64, 384, 1536, 8, 1),
+    (64, 1536, 384, 8, 1),
+    (16, 48, 96, 32, 3),
+    (16, 96, 192, 32, 3),
+    (32, 192, 384, 16, 3),
+    (64, 384, 384, 8, 3),
+)
+
+
+def interleaved(functions: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median milliseconds of each function; they take turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for f in functions:
+        f()
+    for _ in range(rounds):
+        for f, kept in zip(functions, times, strict=True):
+            start = CLOCK[0]()
+            f()
+            kept.append((CLOCK[0]() - start) * 1e3)
+    return [statistics.median(t) for t in times]
+
+
+def crossing(rates: list[float], speedups: list[float]) -> float | None:
+    """The rate at which the speed-up falls to 1, interpolated; None where it never does."""
+    points = list(zip(rates, speedups, strict=True))
+    for (r0, s0), (r1, s1) in zip(points, points[1:], strict=False):
+        if s0 >= 1 > s1:
+            return round(r0 + (r1 - r0) * (s0 - 1) / (s0 - s1), 3)
+    return None if speedups[-1] >= 1 else 0.0
+
+
+def product_lines(rounds: int) -> list[dict]:
+    """One line a shape: times and speed-ups over the firing rate, packing included."""
+    lines = []
+    for n, c, o, side, k in SHAPES:
+        torch.manual_seed(0)
+        weight, grad = torch.randn(o, c, k, k), torch.randn(n, side, side, o).permute(0, 3, 1, 2)
+        weight = torch.nn.Parameter(weight, requires_grad=False)
+        rows = []
+        for rate in RATES:
+            s = (torch.rand(n, side, side, c) < rate).float().permute(0, 3, 1, 2)
+            packed = product_op.pack_spikes(s)
+            dense = F.conv2d(s, weight, padding=k // 2)
+            torch.testing.assert_close(product_op.product_forward(packed, weight, None), dense, rtol=1e-3, atol=1e-2)
+            dense_gradient = product_op._dense_weight_gradient(s, grad, weight)
+            torch.testing.assert_close(
+                product_op.product_weight_gradient(packed, grad, k), dense_gradient, rtol=1e-3, atol=0.1
+            )
+            times = interleaved(
+                [
+                    lambda s=s: F.conv2d(s, weight, padding=k // 2),
+                    lambda s=s: product_op.product_forward(product_op.pack_spikes(s), weight, None),
+                    lambda s=s: product_op._dense_weight_gradient(s, grad, weight),
+                    lambda packed=packed: product_op.product_weight_gradient(packed, grad, k),
+                ],
+                rounds,
+            )
+            names = ("dense_ms", "spike_ms", "dense_gradient_ms", "spike_gradient_ms")
+            rows.append({"rate": round(packed.rate, 4), **dict(zip(names, (round(t, 3) for t in times), strict=True))})
+        rates = [r["rate"] for r in rows]
+        line = {
+            "product": f"{c}->{o} at {side}x{side}, kernel {k}, {n} images",
+            "rows": rows,
+            "crossing_forward": crossing(rates, [r["dense_ms"] / r["spike_ms"] for r in rows]),
+            "crossing_gradient": crossing(rates, [r["dense_gradient_ms"] / r["spike_gradient_ms"] for r in rows]),
+        }
+        lines.append(line)
+        print(line["product"])
+        for r in rows:
+            print(
+                f"  rate {r['rate']:.2f}: forward {r['dense_ms']:.2f} -> {r['spike_ms']:.2f} ms "
+                f"({r['dense_ms'] / r['spike_ms']:.2f}x), weight gradient {r['dense_gradient_ms']:.2f} -> "
+                f"{r['spike_gradient_ms']:.2f} ms ({r['dense_gradient_ms'] / r['spike_gradient_ms']:.2f}x)"
+            )
+        print(f"  crossing: forward {line['crossing_forward']}, weight gradient {line['crossing_gradient']}", flush=True)
+    return lines
+
+
+def lif_line(rounds: int) -> dict:
+    """ns per neuron-step of copy, forward, forward and backward at [4, 16, 384, 8, 8]."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 384, 8, 8) * 1.5
+    grad, target = torch.randn_like(x), torch.empty_like(x)
+    leaf = x.clone().requires_grad_()
+
+    def both() -> None:
+        torch.autograd.grad(ops.lif(leaf, LIFConfig())[0], leaf, grad)
+
+    rate = ops.lif(x, LIFConfig())[0].mean().item()
+    times = interleaved([lambda: target.copy_(x), lambda: ops.lif(x, LIFConfig()), both], rounds * 3)
+    names = ("copy", "forward", "forward_backward")
+    line = {f"{n}_ns": round(t * 1e6 / x.numel(), 3) for n, t in zip(names, times, strict=True)}
+    print(f"LIF [4,16,384,8,8], rate {rate:.2f}: {line}", flush=True)
+    return {"rate": round(rate, 4), **line}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each form")
+    parser.add_argument("--isa", help="instruction set to force (default: the best)")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time instead of wall-clock time")
+    parser.add_argument("--output", help="file for the JSON result")
+    args = parser.parse_args()
+    if args.cpu_time:
+        torch.set_num_threads(1)
+        CLOCK[0] = time.process_time
+    with torch.no_grad(), native.use_isa(args.isa or native.available_isas()[0]):
+        status = native.status()
+        print(f"{status.isa}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        result = {"machine": describe_machine(), "isa": status.isa, "compiler": status.compiler,
+                  "clock": "CPU time, 1 thread" if args.cpu_time else "wall clock"}  # fmt: skip
+        with torch.enable_grad():
+            result["lif"] = lif_line(args.rounds)
+        result["products"] = product_lines(args.rounds)
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
