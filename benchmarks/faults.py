@@ -136,15 +136,13 @@ def fill_disk(folder: Path) -> dict:
         return {"tried": False, "why": mounted.stderr.decode().strip()[:200]}
     try:
         run = folder / "run"
-        logs = folder.parent / "disk"
-        arguments = (*RUN, "--output", str(run))
-        first = complete(logs, arguments)
+        first = complete(run, RUN)
         state, _ = load_state(run)
-        message = next((line for line in words(logs).splitlines() if "No space" in line), words(logs)[-300:])
+        message = next((line for line in words(run).splitlines() if "No space" in line), words(run)[-300:])
         whole_state = state is not None
         step = state.progress.global_step if state is not None else None
         subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
-        second = complete(logs, arguments, resume=True)
+        second = complete(run, RUN, resume=True)
         equal = second == [0] and not differing(final_state(run), final_state(folder.parent / "whole"))
         return {"tried": True, "exit": first, "message": message.replace(str(folder.parent), "..."), "checkpoint_whole": whole_state,
                 "stopped_at_step": step, "resumed_after_room_was_made": second, "bit_equal": equal}  # fmt: skip

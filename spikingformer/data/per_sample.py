@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spikingformer.data.settings import AugmentSettings, DataSettings
 
@@ -33,15 +33,26 @@ def training_transform(
         fill = tuple(min(255, round(255 * value)) for value in mean)
         hints = {"translate_const": int(size * 0.45), "img_mean": fill}
         try:
-            steps.append(rand_augment_transform(augment.rand_augment, hints))
+            augmentation = rand_augment_transform(augment.rand_augment, hints)
         except (AssertionError, KeyError, ValueError):
             raise ValueError(
                 f"augment.rand_augment: got {augment.rand_augment!r}, expected timm's form such as rand-m9-mstd0.5-inc1"
             ) from None
+        for operation in augmentation.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
+        steps.append(augmentation)
     steps += [T.ToTensor(), T.Normalize(mean, std)]
     if augment.erase_probability > 0:
         steps.append(RandomErasing(augment.erase_probability, mode="pixel", device="cpu"))
     return T.Compose(steps)
+
+
+def posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the upper bits of each value. 0 bits, timm's choice at magnitude 10, is black: Pillow 13 refuses it."""
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits > 0 else Image.new(picture.mode, picture.size)
 
 
 def evaluation_transform(

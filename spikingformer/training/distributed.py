@@ -65,8 +65,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("RANK", str(world.rank))
     os.environ.setdefault("WORLD_SIZE", str(world.size))
     os.environ.setdefault("MASTER_PORT", "29500")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield
     except RuntimeError as error:
         if not is_lost_peer(error):
@@ -77,7 +77,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
             "under `torchrun --max-restarts N` that happens by itself."
         ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

@@ -209,6 +209,19 @@ def test_a_run_stops_on_a_corrupt_picture(photographs, tmp_path):
         train(picture_recipe(photographs), tmp_path / "run", world=World())
 
 
+def test_augmentation_at_its_largest_magnitude():
+    """timm's RandAugment asks Pillow for 0 bits at magnitude 10, which Pillow 13 refuses: a run would end there."""
+    from spikingformer.data.per_sample import posterize, training_transform
+
+    settings = recipe("data.channels=3", "augment.rand_augment=rand-m10-n8-inc1", "augment.engine=per_sample")
+    transform = training_transform(settings.data, settings.augment, (0.5,) * 3, (0.5,) * 3)
+    torch.manual_seed(0)
+    for _ in range(40):
+        assert bool(torch.isfinite(transform(Image.new("RGB", (16, 16), (200, 100, 50)))).all())
+    assert posterize(Image.new("RGB", (1, 1), (255, 17, 3)), 4).getpixel((0, 0)) == (240, 16, 0)
+    assert posterize(Image.new("RGB", (1, 1), (255, 17, 3)), 0).getpixel((0, 0)) == (0, 0, 0)
+
+
 def test_a_missing_archive_says_what_is_there(tmp_path):
     (tmp_path / "train.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no val\.tar or .* in it \(it holds: train\.tar\)"):
