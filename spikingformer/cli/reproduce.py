@@ -16,7 +16,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "reproduce",
         help="rerun a published table, a row of it, or a comparison of ours",
         description="Trains every run of a table or row that has no results file yet, in legs if asked, and writes "
-        "benchmarks/results/runs/ROW.json, docs/results.md and docs/precise_gradient.md. Runs that were begun go on; "
+        "benchmarks/results/rows/ROW.json, docs/results.md and docs/precise_gradient.md. Runs that were begun go on; "
         "runs that are done are skipped. Call it in a clone of the repository.",
         epilog="example: spikingformer reproduce orders-digits --output runs/reproduce",
     )

@@ -120,8 +120,9 @@ def _comparison_section(results: Path) -> str:
             ]
         lines += [f"{table.title}:", "", *state]
     lines.append(
-        "Energy is estimated by the preset `exact` on the best weights. Pooling currents before the neuron passes on the\n"
-        "largest of up to nine, so that more neurons fire behind it, but fewer neurons are updated: both are in the figure."
+        "Energy is estimated by the preset `exact` on the best weights; the mean input rate is the share of inputs of a\n"
+        "product that are spikes. Pool then fire updates a quarter of the neurons in a downsampling stage and raises or\n"
+        "lowers what fires behind it: both are in the figures."
     )
     return "\n".join(lines) + "\n"
 

@@ -65,7 +65,7 @@ class RowResult:
 
 
 def row_path(folder: Path, row: str) -> Path:
-    return folder / "runs" / f"{row}.json"
+    return folder / "rows" / f"{row}.json"
 
 
 def study_path(folder: Path, study: str) -> Path:

@@ -127,7 +127,7 @@ def routing_over_training(
     }
 
 
-def _all_steps(loader: TrainingLoader, epochs: int):  # noqa: ANN202 (a generator of (epoch, Step))
+def _all_steps(loader: TrainingLoader, epochs: int):
     for epoch in range(epochs):
         for batch in loader.steps(epoch, 0):
             yield epoch, batch

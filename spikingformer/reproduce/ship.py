@@ -18,7 +18,9 @@ from spikingformer.weights import TABLE_FILE, Shipped, read_table
 WEIGHTS_FOLDER = Path(spikingformer.weights.__file__).resolve().parent
 
 
-def ship(checkpoint: Path, tag: str, recipe: str, result: str, folder: Path, dtype: torch.dtype | None = None) -> Shipped:
+def ship(
+    checkpoint: Path, tag: str, recipe: str, result: str, folder: Path, dtype: torch.dtype | None = None
+) -> Shipped:
     """Copies a model file into a weights folder and describes it there. An earlier one of the same name is replaced.
 
     Args:
@@ -101,7 +103,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="best.safetensors of a run")
     parser.add_argument("tag", help="timm's tag, usually the data set")
     parser.add_argument("--recipe", required=True, help="recipe it was trained by, e.g. recipes/digits/x.yaml")
-    parser.add_argument("--result", required=True, help="its results file, e.g. benchmarks/results/runs/small/digits.json")
+    parser.add_argument(
+        "--result", required=True, help="its results file, e.g. benchmarks/results/rows/small/digits.json"
+    )
     parser.add_argument("--bf16", action="store_true", help="keep the weights in bfloat16")
     parser.add_argument("--folder", type=Path, default=WEIGHTS_FOLDER, help="default: the package's")
     args = parser.parse_args()

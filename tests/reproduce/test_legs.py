@@ -43,7 +43,7 @@ def test_legs_give_the_unbroken_run_and_its_results_file(unbroken, tmp_path):
     weights, expected = (read_model_file(f / "last.safetensors")[0] for f in (run, unbroken))
     assert {k for k in expected if not torch.equal(weights[k], expected[k])} == set()
     assert [r["train_loss"] for r in epoch_records(run)] == [r["train_loss"] for r in epoch_records(unbroken)]
-    written = json.loads((results / "runs/cifar10/spikingformer_cml_4_384_400e-changed.json").read_text())
+    written = json.loads((results / "rows/cifar10/spikingformer_cml_4_384_400e-changed.json").read_text())
     assert written["runs"][0]["epochs"] == 3
     assert not any("data.root" in o for o in written["runs"][0]["overrides"])
 
