@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,7 +254,7 @@ def _short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("layer", lambda r: r["name"]),
     ("operation", lambda r: f"{r['op']} {r['shape'] or ''}".strip()),
     ("params", lambda r: _short(r["parameters"])),

@@ -25,6 +25,7 @@ from .tally import Ledger, Stats
 
 _POOLS = ("max_pool", "adaptive_max_pool")
 _AVERAGES = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, LIF)  # what a complete count has a record of
 _MATMULS = {"mm": (0, 1, None), "bmm": (0, 1, None), "addmm": (1, 2, 0), "baddbmm": (1, 2, 0), "mv": (0, 1, None)}
 _UNCOUNTED = {"gelu", "sigmoid", "tanh", "silu", "exp", "erf", "pow", "sqrt", "rsqrt", "log", "softplus", "hardswish"}
 _UNCOUNTED_PARTS = ("softmax", "layer_norm", "group_norm", "rms_norm", "attention", "lstm", "gru", "rnn", "_fft_")
@@ -119,7 +120,6 @@ class OperationCounter(TorchDispatchMode):
         """The record of everything counted so far."""
         if not self._samples:
             raise ValueError("nothing was counted yet: call add() with at least one batch")
-        seen = {t.name for t in self._products.values()}
         facts = Facts(
             model=self.name,
             samples=self._samples,
@@ -128,8 +128,6 @@ class OperationCounter(TorchDispatchMode):
             source="measured",
             input_shape=self._input_shape,
             uncounted=dict(self._uncounted),
-            never_called=[n for n, m in self.model.named_modules()
-                          if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) and n not in seen],
             correct=self._correct,
         )  # fmt: skip
         facts.products = ProductTally.records(list(self._products.values()))
@@ -139,6 +137,9 @@ class OperationCounter(TorchDispatchMode):
         facts.attentions = [t.record() for t in self._attentions.values()]
         facts.neurons = NeuronTally.records(list(self._neurons.values()))
         facts.elementwise = [t.record() for t in self._elementwise.values()]
+        seen = {t.name for t in self._products.values()} | {t.name for t in self._neurons.values()}
+        layers = [n for n, m in self.model.named_modules() if n and isinstance(m, _LAYERS)]
+        facts.never_called = [n for n in layers if n not in seen]
         return facts
 
     def _add_correct(self, values: list[int]) -> None:

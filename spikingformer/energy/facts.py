@@ -7,11 +7,9 @@ assumed firing rates are expectations and may be fractional.
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 Count = int | float
-FACTS_SCHEMA = "spikingformer-counts/1"
 
 
 class Kind(enum.IntEnum):
@@ -154,7 +152,7 @@ class Facts:
     neurons: list[Neuron] = field(default_factory=list)
     elementwise: list[Elementwise] = field(default_factory=list)
     uncounted: dict[str, int] = field(default_factory=dict)  # operation -> elements, for what no record covers
-    never_called: list[str] = field(default_factory=list)  # product layers that the input did not reach
+    never_called: list[str] = field(default_factory=list)  # products and neurons that the input did not reach
     correct: int | None = None  # samples classified correctly
 
     @property
@@ -172,8 +170,3 @@ class Facts:
             return 1
         runs = product.executions / self.samples / product.copies * product.stands_for
         return self.time_steps if runs >= self.time_steps and runs % self.time_steps == 0 else 1
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        data = asdict(self)
-        return {"schema": FACTS_SCHEMA, **data}

@@ -1,6 +1,7 @@
 """Counts without data: shapes alone, or shapes with firing rates that are given or assumed."""
 
 import copy
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,9 +62,10 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
     input channels take event frames.
     """
     if isinstance(model, str):
-        known = timm.list_models(module=["spikingformer", "spikformer"])
         if not timm.is_model(model):
-            raise ValueError(f"unknown model {model!r}: timm's registry has {', '.join(sorted(known)[:6])}, ...")
+            near = difflib.get_close_matches(model, spikingformer.models.VARIANTS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ValueError(f"unknown model {model!r}{hint} `spikingformer models` lists ours")
         with torch.device("meta"):
             module = timm.create_model(model, **overrides)
         name = model

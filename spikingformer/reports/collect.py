@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spikingformer.energy import PRESETS, OperationCounter
 from spikingformer.energy.result import energy_document
@@ -61,13 +62,15 @@ def collect(
         class_names = opened.info.class_names
     result = evaluate(model, loader, len(class_names), every_step=True)
     counter = OperationCounter(model, name=opened.name)
-    inputs, labels, outputs = [], [], []
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    outputs: list[Tensor] = []
     left = samples
     for batch in loader.batches():
         x, y = batch.inputs[:left], batch.labels[:left]
         outputs.append(counter.add(x, y).argmax(1).cpu())
         labels.append(y.cpu())
-        inputs.append(x.cpu() if sum(map(len, inputs)) < _KEPT else x[:0].cpu())
+        inputs.append(x.cpu() if sum(len(kept) for kept in inputs) < _KEPT else x[:0].cpu())
         left -= len(y)
         if left <= 0:
             break

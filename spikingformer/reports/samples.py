@@ -14,6 +14,8 @@ from torch import Tensor
 
 from spikingformer.layers import to_heads
 from spikingformer.models import SpikingTransformer
+from spikingformer.models.spikformer import Block as SpikformerBlock
+from spikingformer.models.spikingformer import Block as SpikingformerBlock
 
 from . import pictures
 
@@ -104,6 +106,7 @@ def _observe(model: SpikingTransformer, x: Tensor) -> tuple[dict[str, Tensor], d
         handle.remove()
     for i, block in enumerate(model.blocks):
         q, k = (spikes[f"blocks.{i}.attn.{part}"] for part in "qk")
+        assert isinstance(block, (SpikingformerBlock, SpikformerBlock))
         heads = block.attn.heads
         weight = to_heads(q, heads).sum(3, keepdim=True)  # every query at once
         received = (to_heads(k, heads) * weight).sum((2, 4))  # (T, B, N): sum over heads of (sum of q) k

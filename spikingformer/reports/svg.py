@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH = 480  # user units of every chart; the page scales it
@@ -47,7 +47,7 @@ def ramp(share: float) -> str:
 
 
 def line_chart(
-    series: dict[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, y_low: float | None = None
+    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, y_low: float | None = None
 ) -> str:
     """Lines over a shared x; a marker where a series has one point only."""
     points = [p for line in series.values() for p in line if math.isfinite(p[1])]
@@ -73,7 +73,7 @@ def line_chart(
         body.append(text(left - 6, py(y) + 4, f"{y:g}" if abs(y) >= 1e-3 or y == 0 else f"{y:.1e}", "end", "tick"))
     for x in ticks(x0, x1, 5):
         body.append(text(px(x), top + h + 18, f"{x:g}", "middle", "tick"))
-    at = left
+    at = float(left)
     for colour, (name, line) in zip(SERIES, series.items(), strict=False):
         kept = [(px(x), py(y)) for x, y in line if math.isfinite(y)]
         if len(kept) == 1:

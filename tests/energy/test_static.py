@@ -111,8 +111,8 @@ def test_static_counts_equal_measured_ones() -> None:
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown model 'spikingformer_9'"):
-        static_counts("spikingformer_9")
+    with pytest.raises(ValueError, match="did you mean 'spikingformer_8_768'"):
+        static_counts("spikingformer_8_786")
     with pytest.raises(ValueError, match="input_shape"):
         static_counts(nn.Linear(2, 2))
     static = static_counts("spikingformer_cml_4_256")
