@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ from torch.utils.data import Dataset
 
 from .arrays import SensorSize
 from .catalogue import CATALOGUE, list_samples
-from .frame_cache import FrameFormat, Progress, build_frame_cache, default_cache_folder, open_frame_cache
+from .frame_cache import SHARD_SAMPLES, FrameFormat, Progress, build_frame_cache, default_cache_folder, open_frame_cache
 from .frames import SplitBy
+from .layouts import LayoutError
 from .prepare import simulated_note
 
 
@@ -110,6 +112,7 @@ def load_event_parts(
     split       name of the division into parts, see CATALOGUE
     frame_size  (H, W) of the frames, at most the sensor's; None: the sensor's
     cache       folder for ready frames; None: beside the data, or in the user's cache folder
+    progress    called with (samples done, all) while the cache is built; None: a line on stderr now and then
     Raises ValueError (LayoutError, EventFileError, FrameCacheError) with what to do.
     """
     if name == "digits_dvs":
@@ -120,10 +123,14 @@ def load_event_parts(
         known = ", ".join([*CATALOGUE, "digits_dvs"])
         raise ValueError(f"there is no event data set {name!r}; expected one of {known}.")
     row, root = CATALOGUE[name], Path(root)
-    samples = list_samples(row, root, split)
+    try:
+        samples = list_samples(row, root, split)
+    except LayoutError as error:
+        advice = f"`spikingformer data {name} --from {root}` says what to download, checks and unpacks it."
+        raise LayoutError(f"{error} {advice}") from None
     frame_format = FrameFormat(name, row.reader, row.sensor_size, frame_size or row.sensor_size, time_steps, split_by)
     folder = Path(cache) if cache else default_cache_folder(root)
-    path = build_frame_cache(folder, samples, frame_format, root, workers, progress)
+    path = build_frame_cache(folder, samples, frame_format, root, workers, progress or _say_progress)
     shards, description = open_frame_cache(path)
     labels = np.array(description["labels"], np.int64)
     simulated = simulated_note(root) is not None
@@ -149,3 +156,10 @@ def split_validation(
         held_out.append(draw.permutation(members)[:count])
     validation = np.sort(np.concatenate(held_out)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def _say_progress(done: int, total: int) -> None:
+    """A line on stderr at every tenth of a long build."""
+    tenth = max(1, total // 10)
+    if total > 1000 and (done // tenth != (done - SHARD_SAMPLES) // tenth or done == total):
+        print(f"building the frame cache: {done} of {total} recordings", file=sys.stderr, flush=True)

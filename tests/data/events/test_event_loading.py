@@ -54,6 +54,11 @@ def test_windows_of_the_real_recordings(real_events_dir: Path, tmp_path: Path) -
     assert parts.train.flip_swaps == ((1, 2), (3, 6), (4, 5))
 
 
+def test_a_folder_without_the_data_set_says_which_command_helps(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"spikingformer data cifar10dvs --from"):
+        load_event_parts("cifar10dvs", tmp_path, 4)
+
+
 def test_unknown_data_set() -> None:
     with pytest.raises(ValueError, match="expected one of gesture, cifar10dvs, nmnist, digits_dvs"):
         load_event_parts("gestures", "", 4)
