@@ -46,7 +46,9 @@ def render(data: ReportData) -> str:
 
 
 _STEPS_NOTE = "Reading the head after fewer time steps: what an early exit would cost."
-_RATES_NOTE = "Share of neurons that fire, layer by time step. Stronger colour is busier; the scale ends at the busiest cell."
+_RATES_NOTE = (
+    "Share of neurons that fire, layer by time step. Stronger colour is busier; the scale ends at the busiest cell."
+)
 _ENERGY_NOTE = (
     "An estimate in 45 nm energies under the preset <code>exact</code>, not a measurement. "
     "Synapses and attention scale with the firing rates; the rest does not."
