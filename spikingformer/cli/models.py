@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     names = sorted(n for n in VARIANTS if fnmatch.fnmatch(n, args.pattern))
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `spikingformer models` lists all {len(VARIANTS)}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         with torch.device("meta"):
             model = timm.create_model(name)

@@ -98,5 +98,9 @@ def logits_of(program: Program, sums: Tensor, tokens: int) -> Tensor:
     features = sums.double() * unit / (tokens * steps)
     # One product per sample: the order of its sum must not depend on the batch
     flat = features.flatten(0, 1)
-    out = torch.stack([program.head_weight.mv(f) for f in flat]) if len(flat) else flat.new_zeros(0, len(program.head_bias))
+    out = (
+        torch.stack([program.head_weight.mv(f) for f in flat])
+        if len(flat)
+        else flat.new_zeros(0, len(program.head_bias))
+    )
     return (out + program.head_bias).unflatten(0, features.shape[:2])

@@ -4,12 +4,13 @@ T: time steps, B: batch, C, O: channels in and out. Products carry BatchNorm fol
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikingformer.layers import ConvBN, ConvBNLIF
-from spikingformer.models import ModelConfig, Spikformer, Spikingformer, SpikingTransformer
+from spikingformer.models import ModelConfig, Spikformer, Spikingformer
 from spikingformer.neurons import LIFConfig
 
 
@@ -77,7 +78,9 @@ def folded(layer: ConvBN | ConvBNLIF) -> tuple[Tensor, Tensor]:
     assert layer.bn.running_mean is not None
     assert layer.bn.running_var is not None
     factor = layer.bn.weight.detach().double() / (layer.bn.running_var.double() + layer.bn.eps).sqrt()
-    return weight * factor[:, None, None, None], (bias - layer.bn.running_mean.double()) * factor + layer.bn.bias.double()
+    return weight * factor[:, None, None, None], (
+        bias - layer.bn.running_mean.double()
+    ) * factor + layer.bn.bias.double()
 
 
 def _product(name: str, layer: ConvBN | ConvBNLIF, source: str, into: str = "current") -> Product:
@@ -89,7 +92,7 @@ def _side_by_side(name: str, layers: tuple[ConvBNLIF, ...], source: str) -> Prod
     return Product(name, torch.cat(weights), torch.cat(biases), source, "current")
 
 
-def _stem(model: SpikingTransformer) -> list[Step]:
+def _stem(model: Any) -> list[Step]:
     steps: list[Step] = []
     for i, stage in enumerate(model.stem.stages):
         steps.append(_product(f"stem.stages.{i}", stage, "bits" if i else "picture"))
@@ -97,7 +100,7 @@ def _stem(model: SpikingTransformer) -> list[Step]:
     return steps
 
 
-def _spikingformer(model: Spikingformer) -> list[Step]:
+def _spikingformer(model: Any) -> list[Step]:
     steps = _stem(model)
     steps.append(_product("stem.last", model.stem.last, "bits", "stream"))
     for i, block in enumerate(model.blocks):
@@ -116,7 +119,7 @@ def _spikingformer(model: Spikingformer) -> list[Step]:
     return steps
 
 
-def _spikformer(model: Spikformer) -> list[Step]:
+def _spikformer(model: Any) -> list[Step]:
     steps = _stem(model)
     rpe = model.stem.rpe
     steps += [

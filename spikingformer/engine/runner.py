@@ -29,7 +29,7 @@ CACHE_BYTES = 6 << 20  # a slice of the batch is cut so that its widest currents
 class _ProductArgs(ctypes.Structure):
     """`ProductArgs` of native/src/inference.cpp."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
+    _fields_ = [
         ("input", ctypes.c_void_p), ("packed", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
         ("out", ctypes.c_void_p), ("images", ctypes.c_int64), ("height", ctypes.c_int64), ("width", ctypes.c_int64),
         ("channels", ctypes.c_int64), ("outputs", ctypes.c_int64), ("taps", ctypes.c_int64), ("counts", ctypes.c_int32),
@@ -247,7 +247,15 @@ class Engine:
         return pooled
 
     def _attention(
-        self, step: Attention, qkv: Tensor, out: Tensor, steps: int, batch: int, tokens: int, channels: int, threads: int
+        self,
+        step: Attention,
+        qkv: Tensor,
+        out: Tensor,
+        steps: int,
+        batch: int,
+        tokens: int,
+        channels: int,
+        threads: int,
     ) -> None:
         shape = (steps, batch, tokens, channels, step.heads)
         if self.integer:

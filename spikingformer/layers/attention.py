@@ -3,6 +3,8 @@
 N: tokens (H * W), d: width of a head. q, k, v are spikes, so both orders give the same small integers exactly.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 ORDERS = ("qk", "kv")
@@ -13,8 +15,8 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
     return x.flatten(3).unflatten(2, (heads, -1)).transpose(-1, -2)
 
 
-def from_heads(y: Tensor, size: tuple[int, int]) -> Tensor:
-    """(T, B, heads, N, d) to (T, B, C, H, W)."""
+def from_heads(y: Tensor, size: Sequence[int]) -> Tensor:
+    """(T, B, heads, N, d) to (T, B, C, H, W); `size` is (H, W)."""
     return y.transpose(2, 3).flatten(3).transpose(2, 3).unflatten(3, size)
 
 

@@ -167,6 +167,10 @@ class SpikingTransformer(nn.Module):
         new_state = StreamState(tuple(membranes[n] for n in neurons), features, steps)
         return self.head(features / steps), new_state
 
+    def family(self) -> str:
+        """Name of the family: "spikingformer" or "spikformer"."""
+        raise NotImplementedError
+
     def neurons(self) -> list[LIF]:
         """The neuron layers, in call order."""
         return [m for m in self.modules() if isinstance(m, LIF)]

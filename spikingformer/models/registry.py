@@ -78,10 +78,9 @@ def register_family(
     """
     namespace = sys.modules[module]
     shipped = {key: entry for key, entry in shipped_weights().items() if entry.model in variants}
-    default_cfgs = generate_default_cfgs(
-        {name: _default_cfg(config) for name, config in variants.items()}
-        | {key: _shipped_cfg(entry, variants[entry.model]) for key, entry in shipped.items()}
-    )
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {name: _default_cfg(config) for name, config in variants.items()}
+    cfgs |= {key: _shipped_cfg(entry, variants[entry.model]) for key, entry in shipped.items()}
+    default_cfgs = generate_default_cfgs(cfgs)
     for entry in shipped.values():  # a plain MODEL stays the published one, not a small one that has weights
         tags = default_cfgs[entry.model].tags
         tags.remove("")

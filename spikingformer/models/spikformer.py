@@ -4,8 +4,8 @@ T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors ar
 """
 
 import itertools
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikingformer.layers import ConvBNLIF, DropPath, from_heads, spike_attention, to_heads
@@ -91,20 +91,19 @@ class Spikformer(SpikingTransformer):
         self.blocks = nn.ModuleList(Block(config, rate) for rate in block_drop_path(config))
         self._finish()
 
-    @torch.jit.ignore
     def family(self) -> str:
-        """ "spikformer" """
+        """Always "spikformer"."""
         return "spikformer"
 
 
-_CIFAR = {
+_CIFAR: dict[str, Any] = {
     "img_size": (32, 32),
     "pooled_stages": (2, 3),
     "attention_order": "qk",
     "qkv_bias": True,
     "num_classes": 10,
 }
-_DVS = {
+_DVS: dict[str, Any] = {
     "img_size": (128, 128),
     "in_chans": 2,
     "attention_order": "qk",
@@ -113,7 +112,7 @@ _DVS = {
     "time_steps": 16,
 }
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "4_256": {**_CIFAR, "embed_dim": 256, "depth": 4, "num_heads": 8},
     "2_384": {**_CIFAR, "embed_dim": 384, "depth": 2, "num_heads": 12},
     "4_384": {**_CIFAR, "embed_dim": 384, "depth": 4, "num_heads": 12},

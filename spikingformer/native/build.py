@@ -18,7 +18,13 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 LIBRARY_NAME = "libspikingformer_native.so"
 RECORD_NAME = "build.json"  # what was built and with what, or why it was not
 COMMON_FLAGS = [
-    "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
     "-Wno-psabi",
 ]  # fmt: skip  (no contraction: the neuron must agree with the plain form to the bit)
 X86_FLAGS = {
@@ -73,14 +79,18 @@ def build(output_dir: Path = PACKAGE_DIR, source_dir: Path = PACKAGE_DIR / "src"
     with tempfile.TemporaryDirectory(prefix="spikingformer_build_") as name:
         folder = Path(name)
         openmp = _openmp_flags(compiler, folder)
-        jobs = [([], source_dir / "cpu.cpp", folder / "cpu.o")]
+        jobs: list[tuple[list[str], Path, Path]] = [([], source_dir / "cpu.cpp", folder / "cpu.o")]
         for isa, flags in sets.items():
             defines = [f"-DSPK_ISA={isa}", f"-DSPK_VECTOR_BYTES={VECTOR_BYTES[isa]}"]
             for source in sorted(source_dir.glob("*.cpp")):
                 if source.stem != "cpu":
                     jobs.append((flags + defines, source, folder / f"{source.stem}_{isa}.o"))
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(lambda j: _run([compiler, *COMMON_FLAGS, *openmp, *j[0], "-c", str(j[1]), "-o", str(j[2])]), jobs))
+            list(
+                pool.map(
+                    lambda j: _run([compiler, *COMMON_FLAGS, *openmp, *j[0], "-c", str(j[1]), "-o", str(j[2])]), jobs
+                )
+            )
         linked = folder / LIBRARY_NAME
         _run([compiler, "-shared", *openmp, *(str(o) for _, _, o in jobs), "-o", str(linked)])
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,12 @@ def status() -> Status:
     record = _record()
     isas = available_isas()
     path = str(_library_path())
-    details = {"path": path, "compiler": record.get("compiler"), "openmp": bool(record.get("openmp")), "isas": isas}
+    details: dict[str, Any] = {
+        "path": path,
+        "compiler": record.get("compiler"),
+        "openmp": bool(record.get("openmp")),
+        "isas": isas,
+    }
     if not isas:
         return Status(False, f"{path} has no instruction set that this processor supports", None, **details)
     try:
@@ -131,7 +136,13 @@ def status() -> Status:
     return Status(True, f"{isa} of {', '.join(isas)}", isa, **details)
 
 
-_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "d": ctypes.c_double, "f": ctypes.c_float}
+_TYPES: dict[str, Any] = {
+    "p": ctypes.c_void_p,
+    "l": ctypes.c_long,
+    "i": ctypes.c_int,
+    "d": ctypes.c_double,
+    "f": ctypes.c_float,
+}
 
 
 @lru_cache(maxsize=None)

@@ -18,13 +18,26 @@ ELEMENT_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.fl
 class NeuronConfig(Protocol):
     """What is read of `spikingformer.neurons.LIFConfig`."""
 
-    tau: float
-    v_threshold: float
-    v_reset: float | None
-    surrogate: str
-    alpha: float | None
-    detach_reset: bool
-    decay_input: bool
+    @property
+    def tau(self) -> float: ...
+
+    @property
+    def v_threshold(self) -> float: ...
+
+    @property
+    def v_reset(self) -> float | None: ...
+
+    @property
+    def surrogate(self) -> str: ...
+
+    @property
+    def alpha(self) -> float | None: ...
+
+    @property
+    def detach_reset(self) -> bool: ...
+
+    @property
+    def decay_input(self) -> bool: ...
 
 
 class NeuronArgs(ctypes.Structure):

@@ -225,7 +225,9 @@ def spike_conv3x3(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 def spike_linear(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear of spikes (..., C) and weight (O, C): (..., O); see `spike_conv` for what falls back to dense."""
     if s.shape[-1] != weight.shape[-1]:
-        raise ValueError(f"spikes (..., C) and weight (O, C) must agree, got {tuple(s.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            f"spikes (..., C) and weight (O, C) must agree, got {tuple(s.shape)} and {tuple(weight.shape)}"
+        )
     if not _serves(s, weight):
         return F.linear(s, weight, bias)
     tokens = s.reshape(-1, s.shape[-1])[:, :, None, None]

@@ -22,7 +22,9 @@ def lif(x: Tensor, config: LIFConfig, v: Tensor | None = None) -> tuple[Tensor, 
     if backend == "triton":
         from .triton import ops as triton_ops
 
-        return triton_ops.lif(x, config, v)
+        spikes, membrane = triton_ops.lif(x, config, v)
+        assert membrane is not None
+        return spikes, membrane
     return lif_reference(x, config, v)
 
 

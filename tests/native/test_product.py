@@ -46,7 +46,14 @@ def spikes(*shape, rate=0.2, seed=0):
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize(
     ("n", "c", "o", "h", "w"),
-    [(2, 64, 192, 5, 7), (3, 1, 1, 1, 1), (1, 63, 17, 3, 2), (2, 130, 200, 4, 4), (1, 48, 96, 33, 20), (2, 24, 384, 2, 9)],
+    [
+        (2, 64, 192, 5, 7),
+        (3, 1, 1, 1, 1),
+        (1, 63, 17, 3, 2),
+        (2, 130, 200, 4, 4),
+        (1, 48, 96, 33, 20),
+        (2, 24, 384, 2, 9),
+    ],
 )
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 def test_equals_the_dense_product_with_all_gradients(isa, always_sparse, kernel_size, n, c, o, h, w, with_bias):
@@ -138,7 +145,9 @@ def test_layouts_and_the_empty_batch(isa, always_sparse):
     s, weight = spikes(2, 20, 6, 5), torch.randn(12, 20, 3, 3).to(memory_format=torch.channels_last)
     expected = F.conv2d(s, weight, padding=1)
     torch.testing.assert_close(spike_conv(s.contiguous(), weight), expected, **TOLERANCE)
-    torch.testing.assert_close(spike_conv(s.transpose(2, 3), weight), F.conv2d(s.transpose(2, 3), weight, padding=1), **TOLERANCE)
+    torch.testing.assert_close(
+        spike_conv(s.transpose(2, 3), weight), F.conv2d(s.transpose(2, 3), weight, padding=1), **TOLERANCE
+    )
     assert spike_conv(s[:0], weight).shape == (0, 12, 6, 5)
 
 

@@ -23,14 +23,34 @@ SPK_INLINE Short load_short(const int16_t* p, long n = SL) {
 }
 SPK_INLINE Short splat_short(int v) { return (int16_t)v - (Short){}; }
 SPK_INLINE Int low(Short v) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Int)_mm512_cvtepi16_epi32(_mm512_castsi512_si256((__m512i)v));
+#else
   ShortHalf h;
   memcpy(&h, &v, sizeof h);
   return __builtin_convertvector(h, Int);
+#endif
 }
 SPK_INLINE Int high(Short v) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Int)_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64((__m512i)v, 1));
+#else
   ShortHalf h;
   memcpy(&h, (const char*)&v + sizeof h, sizeof h);
   return __builtin_convertvector(h, Int);
+#endif
+}
+// GCC splits __builtin_convertvector in halves here, at twice the cost: hence the intrinsics.
+SPK_INLINE Short widen(const int8_t* p) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Short)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Short)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#else
+  Bytes b;
+  memcpy(&b, p, sizeof b);
+  return __builtin_convertvector(b, Short);
+#endif
 }
 SPK_INLINE Short join(Int a, Int b) {  // both within int16
   ShortHalf l = __builtin_convertvector(a, ShortHalf), h = __builtin_convertvector(b, ShortHalf);
@@ -301,16 +321,22 @@ struct Lists {
   }
 };
 
-template <int NV> SPK_INLINE void add_byte_rows(Short* acc, const int8_t* rows, const uint16_t* list, long count) {
+// The sums are copied to locals: through the caller's reference they would live in memory, at four times the cost.
+template <int NV> SPK_INLINE void add_byte_rows(Short* sums, const int8_t* rows, const uint16_t* list, long count) {
+  Short acc[NV];
+  for (int j = 0; j < NV; j++) acc[j] = sums[j];
   for (long i = 0; i < count; i++) {
     const int8_t* row = rows + (size_t)list[i] * (NV * SL);
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) {
-      Bytes b;
-      memcpy(&b, row + j * SL, sizeof b);
-      acc[j] += __builtin_convertvector(b, Short);
-    }
+    for (int j = 0; j < NV; j++) acc[j] += widen(row + j * SL);
   }
+  for (int j = 0; j < NV; j++) sums[j] = acc[j];
+}
+template <int NV> SPK_INLINE void add_float_rows(Float::Vector* sums, const float* rows, const uint16_t* list, long count) {
+  Float::Vector acc[NV];
+  for (int j = 0; j < NV; j++) acc[j] = sums[j];
+  add_rows<NV>(acc, rows, list, count);
+  for (int j = 0; j < NV; j++) sums[j] = acc[j];
 }
 
 // Tiles of the integer form: a 3x3 product's nine taps of one tile fit the second-level cache.
@@ -452,7 +478,7 @@ void float_tile(const ProductArgs& a, const Lists& lists, long list_first, long 
         }
         for_taps(a, lists, list_first, token, tap0, minimum(a.taps, tap0 + group), c0, minimum(a.channels, c0 + piece),
                  NV * FL, [&](long offset, const uint16_t* list, long count) {
-                   add_rows<NV>(acc, packed + offset, list, count);
+                   add_float_rows<NV>(acc, packed + offset, list, count);
                  });
         store_tile<NV>(o, acc, width);
       }

@@ -25,9 +25,7 @@ def _tap(sites, SO, tap: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _pool_step(
-    y_ptr, offset, affine, sites, channels, real, SO, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr
-):
+def _pool_step(y_ptr, offset, affine, sites, channels, real, SO, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """(largest z of each window, y there, its tap) at one time step."""
     best = tl.full([sites.shape[0], channels.shape[0]], float("-inf"), tl.float32)
     best_y = tl.zeros([sites.shape[0], channels.shape[0]], tl.float32)

@@ -1,0 +1,125 @@
+"""The engine against the model (float32) and against its integer definition (int8, bit for bit), on every path."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from spikingformer.engine import Engine, build_program, int8_reference
+from spikingformer.engine.fixed_point import quantize_neuron, quantize_product, quantize_scale
+from spikingformer.engine.program import Product
+from spikingformer.native import available_isas, status
+from spikingformer.native.library import use_isa
+from spikingformer.neurons import LIFConfig
+
+pytestmark = pytest.mark.skipif(not status().available, reason=f"no compiled kernels: {status().reason}")
+
+NAMES = [
+    f"{f}{p}_{s}" for f in ("spikformer", "spikingformer") for p in ("", "_cml") for s in ("4_384", "8_384", "2_256")
+]
+SIZES = [(32, 32), (32, 48)]
+
+
+def small(name: str, **kwargs) -> tuple[nn.Module, torch.Tensor]:
+    """A narrow model whose neurons all fire, and input for it. Odd widths: nothing fits a vector or a word."""
+    torch.manual_seed(0)
+    kwargs = {"embed_dim": 72, "depth": 2, "num_heads": 3, "num_classes": 7, "img_size": 32, "time_steps": 3} | kwargs
+    model = timm.create_model(name, **kwargs)
+    size = model.config.img_size
+    events = model.config.in_chans == 2
+    x = torch.poisson(torch.full((3, 4, 2, *size), 0.5)) if events else torch.randn(3, 3, *size)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.8, 2.0)
+            nn.init.uniform_(m.bias, 0.1, 0.8)
+            m.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_gives_the_models_logits(name):
+    model, x = small(name)
+    with torch.no_grad():
+        want = model.double().forward_steps(x.double())
+    got = Engine(model.float()).forward_steps(x)
+    # float32 sums in another order: 1e-6 of the logits' size; a flipped spike would be far above it
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * want.abs().max().item())
+    assert want[-1].std() > 1e-3
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_equals_its_definition_bit_for_bit(name, isa):
+    model, x = small(name)
+    with use_isa(isa):
+        got = Engine(model, "int8").forward_steps(x)
+    want = int8_reference.run(build_program(model), x)
+    assert torch.equal(got, want.float())
+    assert want[-1].std() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_other_sizes_batches_and_time_steps(form):
+    model, _ = small("spikingformer_cml_4_384", time_steps=1, img_size=(16, 24))
+    x = torch.randn(5, 3, 16, 24)
+    engine = Engine(model, form)
+    whole = engine(x)
+    assert torch.equal(torch.cat([engine(x[:2]), engine(x[2:])]), whole), "a sample does not see its neighbours"
+    assert engine(x[:0]).shape == (0, 7)
+    larger = torch.randn(2, 3, 32, 16)
+    assert engine(larger).shape == (2, 7)
+    assert torch.equal(engine(x), whole), "buffers of one shape do not leak into another"
+
+
+def test_wide_sums_spill_before_they_overflow():
+    """All-ones spikes and largest weights: 9 * 384 * 127 does not fit int16."""
+    model, x = small("spikingformer_cml_4_384", embed_dim=384, depth=1, num_heads=12)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.bias.data.fill_(5.0)  # every neuron fires at every step
+        elif isinstance(m, nn.Conv2d):
+            m.weight.data.fill_(0.01)
+    program = build_program(model)
+    assert torch.equal(Engine(program, "int8").forward_steps(x), int8_reference.run(program, x).float())
+
+
+def test_weights_are_rounded_by_channel():
+    weight = torch.tensor([[1.0, -0.5], [0.0, 0.0], [10.0, 5.0]], dtype=torch.float64)[:, :, None, None]
+    q = quantize_product(Product("p", weight, torch.zeros(3, dtype=torch.float64), "bits", "current"))
+    assert q.weight[:, :, 0, 0].tolist() == [[127, -64], [0, 0], [127, 64]]
+    restored = q.weight.double() * q.scale.double()[:, None, None, None] / 1024
+    torch.testing.assert_close(restored, weight, rtol=0, atol=10 / 127 / 2)
+
+
+def test_a_later_change_of_the_model_does_not_reach_the_engine():
+    model, x = small("spikingformer_cml_4_384")
+    engine = Engine(model)
+    before = engine(x)
+    model.head.bias.data.add_(1)
+    assert torch.equal(engine(x), before)
+
+
+def test_refusals():
+    model, x = small("spikingformer_cml_4_384")
+    with pytest.raises(ValueError, match="form must be one of float32, int8, got 'int4'"):
+        Engine(model, "int4")
+    with pytest.raises(ValueError, match="the engine runs Spikformer and Spikingformer models, got Linear"):
+        build_program(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="expected pictures"):
+        Engine(model)(x[:, :2])
+    with pytest.raises(ValueError, match="multiples of 4"):
+        Engine(model)(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(ValueError, match="v_reset=None"):
+        quantize_neuron(LIFConfig(v_reset=None))
+    with pytest.raises(ValueError, match="attention_scale must be a multiple"):
+        quantize_scale(0.1)
+    model.reset_classifier(0)
+    with pytest.raises(ValueError, match="num_classes=0"):
+        build_program(model)
+    if len(available_isas()) > 1:
+        with use_isa(available_isas()[-1]):
+            engine = Engine(small("spikingformer_cml_4_384")[0])
+        with pytest.raises(RuntimeError, match="was packed for"):
+            engine(x)
