@@ -136,7 +136,7 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Draw one recording."""
-    from spikingformer.data.events.recording import cut, read_recording
+    from spikingformer.data.events.recording import cut, is_simulated, read_recording
     from spikingformer.data.events.show import save_gif, save_strip
 
     events, size = read_recording(args.file, _sensor(args.sensor))
@@ -144,17 +144,27 @@ def run_show(args: argparse.Namespace) -> int:
     if args.trial is not None:
         start, end, what = _trial_span(args.file, args.trial)
     events = cut(events, start, end, args.file)
+    simulated = is_simulated(args.file)
     span = float(events["t"][-1] - events["t"][0]) / 1e6
     on = float(events["p"].mean())
     args.output.mkdir(parents=True, exist_ok=True)
     stem = args.file.stem + (f"_trial{args.trial}" if args.trial is not None else "")
     strip, animation = args.output / f"{stem}.png", args.output / f"{stem}.gif"
-    title = f"{args.file.name}{what}: {len(events):,} events in {span:.3f} s, {on:.0%} ON, {size[1]}x{size[0]} pixels"
+    name = f"{args.file.name}{what}" + (" (simulated)" if simulated else "")
+    title = f"{name}: {len(events):,} events in {span:.3f} s, {on:.0%} ON, {size[1]}x{size[0]} pixels"
     save_strip(events, size, strip, args.time_steps, args.split_by, title)
     pictures = save_gif(events, size, animation, args.frame_ms)
     if args.json:
-        result = {"events": len(events), "seconds": span, "on_share": on, "sensor_size": size, "strip": str(strip),
-                  "animation": str(animation), "animation_frames": pictures}  # fmt: skip
+        result = {
+            "events": len(events),
+            "seconds": span,
+            "on_share": on,
+            "simulated": simulated,
+            "sensor_size": size,
+            "strip": str(strip),
+            "animation": str(animation),
+            "animation_frames": pictures,
+        }
         print(json.dumps(result))
     else:
         print(f"{title}\n{strip}\n{animation} ({pictures} pictures)")

@@ -13,6 +13,7 @@ from .aedat31 import read_aedat31
 from .arrays import EventFileError, SensorSize, crop_time
 from .frames import SplitBy, events_to_frames
 from .nmnist_bin import read_nmnist
+from .simulate import SIMULATED
 
 RECORDING_SUFFIXES = (".aedat", ".bin", ".bs2")
 
@@ -49,6 +50,12 @@ def read_recording(path: str | Path, sensor_size: SensorSize | None = None) -> t
         f"starts with {start!r}.",
         "Expected AEDAT 2.0 or 3.1 (#!AER-DAT...), or a name that ends with .bin or .bs2.",
     )
+
+
+def is_simulated(path: str | Path) -> bool:
+    """True if the file's header says that no camera took the recording."""
+    with Path(path).open("rb") as file:
+        return SIMULATED.encode() in file.read(4096)
 
 
 def load_recording_as_frames(

@@ -74,7 +74,7 @@ def test_any_recording_becomes_model_input(tmp_path: Path) -> None:
         load_recording_as_frames(tmp_path / "c.aedat", 5)
 
 
-def test_simulated_sets_are_marked_and_never_mixed_with_real_ones(tmp_path: Path) -> None:
+def test_simulated_sets_are_marked_and_never_mixed_with_real_ones(tmp_path: Path, capsys) -> None:
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     pictures = torch.rand(100, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = [i % 10 for i in range(100)]
@@ -86,6 +86,9 @@ def test_simulated_sets_are_marked_and_never_mixed_with_real_ones(tmp_path: Path
     assert parts.train.title == "CIFAR10-DVS (simulated)"
     assert (len(parts.train), len(parts.test)) == (90, 10)
     assert b"simulated" in next((tmp_path / "made").rglob("*.aedat")).read_bytes()[:300]
+    capsys.readouterr()
+    call("show", tmp_path / "made" / "cat" / "cifar10_cat_0.aedat", "--output", tmp_path)
+    assert "cifar10_cat_0.aedat (simulated): " in capsys.readouterr().out
     (tmp_path / "made" / "SIMULATED.txt").unlink()
     with pytest.raises(ValueError, match="not marked as simulated"):
         write_simulated_set(pictures, labels, names, tmp_path / "made", model=model)

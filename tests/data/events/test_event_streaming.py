@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ import spikingformer  # noqa: F401  (registers the models)
 from spikingformer.data.events.recording import load_recording_as_frames
 
 MODELS = ["spikingformer_2_256", "spikingformer_cml_2_256", "spikformer_2_256", "spikformer_cml_2_256"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it saves, much more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_on(name: str, frames: torch.Tensor) -> torch.nn.Module:
