@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     import spikingformer
     from spikingformer.benchmarks import sweep
+    from spikingformer.models import SpikingTransformer
     from spikingformer.neurons import use_backend
 
     if args.threads:
@@ -48,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.model!r} is neither a registered model nor a .safetensors file: `spikingformer models`"
         )
-    neurons = model.neurons
+    assert isinstance(model, SpikingTransformer)
     if args.compile:
-        model = torch.compile(model)
-        model.neurons, model.config = neurons, model._orig_mod.config
+        model.compile()  # in place: it stays a model of this package
     header = {
         "model": args.model,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",

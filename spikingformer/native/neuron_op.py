@@ -43,7 +43,7 @@ class NeuronConfig(Protocol):
 class NeuronArgs(ctypes.Structure):
     """`NeuronArgs` of src/common.h."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
+    _fields_ = [
         ("tau", ctypes.c_double), ("v_threshold", ctypes.c_double), ("v_reset", ctypes.c_double),
         ("alpha", ctypes.c_double), ("hard_reset", ctypes.c_int32), ("detach_reset", ctypes.c_int32),
         ("decay_input", ctypes.c_int32), ("surrogate", ctypes.c_int32), ("steps", ctypes.c_int32),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .library import kernel, threads
-from .neuron_op import _NEURON_SCHEMA, NeuronConfig, _library, neuron_args, neuron_constants
+from .neuron_op import _NEURON_SCHEMA, NeuronArgs, NeuronConfig, _library, neuron_args, neuron_constants
 
 POOL_NUMBERS = {"none": 0, "cml": 1, "sps": 2}
 _ELEMENTS = {torch.float32: 0, torch.float64: 1}
@@ -20,7 +20,7 @@ _ELEMENTS = {torch.float32: 0, torch.float64: 1}
 class StageArgs(ctypes.Structure):
     """`StageArgs` of src/stage.cpp."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
+    _fields_ = [
         ("y_steps", ctypes.c_int64), ("batch", ctypes.c_int64), ("height", ctypes.c_int64),
         ("width", ctypes.c_int64), ("channels", ctypes.c_int64), ("pool", ctypes.c_int32), ("threads", ctypes.c_int32),
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def _halved(y: Tensor) -> tuple[int, int]:
     return (y.shape[3] + 1) // 2, (y.shape[4] + 1) // 2
 
 
-def _arguments(y: Tensor, pool: str, repeats: int, constants) -> tuple[NeuronConfig, StageArgs]:
+def _arguments(y: Tensor, pool: str, repeats: int, constants) -> tuple[NeuronArgs, StageArgs]:
     t, b, c, h, w = y.shape
     return (
         neuron_args(t * repeats, *constants),
@@ -66,12 +66,12 @@ _library.define(
 def _forward_cpu(y, mean, rstd, weight, bias, residual, batch_statistics, want_current, pool, repeats, *constants):
     y, residual = _channels_last(y), _channels_last(residual)
     steps = y.shape[0] * repeats
-    spikes = _empty(y, steps, *(y.shape[3:] if pool == "none" else _halved(y)))
+    spikes = _empty(y, steps, *(tuple(y.shape[3:]) if pool == "none" else _halved(y)))
     current = _empty(y, y.shape[0], *y.shape[3:]) if want_current else y.new_empty(0)
     if not y.numel():
         return spikes, current
     neuron, stage = _arguments(y, pool, repeats, constants)
-    fired = _empty(y, steps, *y.shape[3:], dtype=torch.uint8) if pool == "sps" else None
+    fired = _empty(y, steps, y.shape[3], y.shape[4], torch.uint8) if pool == "sps" else None
     mean, scale, bias = mean.to(y.dtype).contiguous(), (rstd * weight).to(y.dtype), bias.to(y.dtype).contiguous()
     kernel("stage_forward", "ppipppppppp")(
         ctypes.byref(neuron), ctypes.byref(stage), _ELEMENTS[y.dtype], y.data_ptr(), _address(residual),
@@ -85,7 +85,7 @@ def _forward_cpu(y, mean, rstd, weight, bias, residual, batch_statistics, want_c
 
 
 def _forward_fake(y, mean, rstd, weight, bias, residual, batch_statistics, want_current, pool, repeats, *constants):
-    spikes = _empty(y, y.shape[0] * repeats, *(y.shape[3:] if pool == "none" else _halved(y)))
+    spikes = _empty(y, y.shape[0] * repeats, *(tuple(y.shape[3:]) if pool == "none" else _halved(y)))
     return spikes, _empty(y, y.shape[0], *y.shape[3:]) if want_current else y.new_empty(0)
 
 
@@ -106,15 +106,15 @@ def _backward_cpu(
     taps = None
     if pool == "cml":
         grad_z = _empty(y, y.shape[0], *_halved(y))
-        taps = _empty(y, y.shape[0], *_halved(y), dtype=torch.uint8)
+        taps = _empty(y, y.shape[0], *_halved(y), torch.uint8)
     else:
         # Without a residual the gradient of the current turns into y's in place.
         grad_z = torch.empty_like(grad_y) if want_residual else grad_y
     mean, scale = mean.to(y.dtype).contiguous(), (rstd * weight).to(y.dtype)
     plain_bias = bias.to(y.dtype).contiguous()
     if pool == "sps":
-        fired = _empty(y, y.shape[0] * repeats, *y.shape[3:], dtype=torch.uint8)
-        taps = _empty(y, y.shape[0] * repeats, *_halved(y), dtype=torch.uint8)
+        fired = _empty(y, y.shape[0] * repeats, y.shape[3], y.shape[4], torch.uint8)
+        taps = _empty(y, y.shape[0] * repeats, *_halved(y), torch.uint8)
         kernel("stage_forward", "ppipppppppp")(
             *pointers, y.data_ptr(), None, mean.data_ptr(), scale.data_ptr(), plain_bias.data_ptr(), None, None,
             fired.data_ptr(),
@@ -207,8 +207,7 @@ def bn_statistics(
     n = y.numel() // y.shape[2]
     if n * repeats <= 1:
         raise ValueError(f"expected more than one value per channel in training, got y of shape {tuple(y.shape)}")
-    y = _channels_last(y)
-    assert y is not None
+    y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     mean, variance = torch.empty(2, y.shape[2], dtype=torch.float64)
     kernel("bn_statistics", "ipllppi")(
         _ELEMENTS[y.dtype], y.data_ptr(), n, y.shape[2], mean.data_ptr(), variance.data_ptr(), threads()
