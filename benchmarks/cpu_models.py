@@ -25,6 +25,7 @@ import spikingformer
 from benchmarks.plain import PlainModel, calibrate
 from spikingformer.benchmarks import firing_rate
 from spikingformer.benchmarks.throughput import example_input
+from spikingformer.engine import Engine
 
 ROWS = {  # name: (model, batch, mode, rounds)
     "inference CIFAR 4-384 b32": ("spikingformer_cml_4_384", 32, "inference", 7),
@@ -89,11 +90,14 @@ def timed_row(name: str, model_name: str, batch: int, mode: str, rounds: int, co
     checked = parity(model, plain, x, mode)
     rate = firing_rate(model, x)
     runners = {"ours": model, "plain": plain}
+    if mode == "inference":
+        runners |= {"engine float32": Engine(model), "engine int8": Engine(model, "int8")}
     warmup = {}
     if compiled:
         runners["compiled"] = torch.compile(PlainModel(model).train(mode == "training"))
     for key, runner in runners.items():
-        runner.train(mode == "training")
+        if isinstance(runner, torch.nn.Module):
+            runner.train(mode == "training")
         start = time.perf_counter()
         step(runner, x, mode)
         warmup[key] = time.perf_counter() - start
@@ -113,7 +117,7 @@ def timed_row(name: str, model_name: str, batch: int, mode: str, rounds: int, co
         "firing_rate": rate,
         "parity": checked,
         "samples_per_second": {k: batch / m for k, m in median.items()},
-        "speedup_over": {k: median[k] / median["ours"] for k in runners if k != "ours"},
+        "speedup_over_plain": {k: median["plain"] / m for k, m in median.items() if k != "plain"},
         "first_call_seconds": warmup,
         "all_seconds": times,
     }
@@ -163,8 +167,8 @@ def main() -> None:
         measured = timed_row(name, *row, compiled=not args.no_compile)
         result["rows"].append(measured)
         speeds = "  ".join(f"{k} {v:.2f}/s" for k, v in measured["samples_per_second"].items())
-        over = "  ".join(f"{v:.2f}x over {k}" for k, v in measured["speedup_over"].items())
-        print(f"{name}: {speeds}  |  {over}  |  firing {measured['firing_rate']:.1%}", flush=True)
+        over = "  ".join(f"{k} {v:.2f}x" for k, v in measured["speedup_over_plain"].items())
+        print(f"{name}: {speeds}  |  over plain: {over}  |  firing {measured['firing_rate']:.1%}", flush=True)
         if args.output:
             args.output.write_text(json.dumps(result, indent=1))
     if not args.rows:
