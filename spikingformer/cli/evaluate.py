@@ -20,6 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures (default 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="other: under autocast")
+    parser.add_argument("--anytime", action="store_true", help="also the curve of stopping early, by softmax margin")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from spikingformer.cli import anytime
     from spikingformer.cli.checkpoint_data import data_settings
     from spikingformer.models import SpikingTransformer
     from spikingformer.training.checkpoint import load_model
@@ -60,12 +62,17 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.monotonic() - began
+    if args.anytime and not isinstance(model, SpikingTransformer):
+        raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
+    points = anytime.curve(model, loader) if args.anytime and isinstance(model, SpikingTransformer) else []
     if args.json:
         per_class = [
             {"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)
         ]
         values = {**asdict(found), "per_class": per_class, "seconds": seconds, "checkpoint": args.checkpoint}
         values |= {"model": info.name, "data": settings.name, "image_size": settings.image_size, "epoch": info.epoch}
+        if points:
+            values["anytime"] = anytime.as_json(points)
         print(json.dumps(values))
         return 0
     print(f"{info.name} on {settings.name}, {found.samples} test samples, {settings.image_size}x{settings.image_size}")
@@ -77,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         print("top-1 after each time step: " + "  ".join(f"{value:.2f} %" for value in found.top1_after_step))
     if found.unreadable:
         print(f"{found.unreadable} unreadable pictures left out")
+    if points:
+        print(anytime.text(points))
     rows = sorted(zip(class_names, found.per_class, strict=True), key=lambda row: row[1][0] / max(row[1][1], 1))
     shown = rows if len(rows) <= 20 else rows[:10]
     print("per class" + ("" if len(rows) <= 20 else f", the 10 worst of {len(rows)} (all of them: --json)") + ":")

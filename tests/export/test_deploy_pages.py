@@ -40,6 +40,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def write_digits_run(folder):
+    arguments = {**SMALL, "num_classes": 10, "img_size": 16, "in_chans": 1}
+    info = ModelInfo(
+        "spikingformer_cml_4_384",
+        arguments,
+        tuple(map(str, range(10))),
+        (0.3,),
+        (0.4,),
+        recipe={"data": {"name": "digits", "image_size": 16, "channels": 1}},
+    )
+    (folder / "runs/digits").mkdir()
+    model = small_model("spikingformer_cml_4_384", **arguments)
+    save_model(folder / "runs/digits/best.safetensors", model.state_dict(), info)
+
+
 def write_event_files(folder):
     save(folder / "runs/gesture/best.safetensors", "spikingformer_cml_2_256", img_size=128, time_steps=4)
     rng = np.random.default_rng(0)
@@ -54,6 +69,8 @@ def test_examples_run(folder, page, capsys):
         pytest.skip(f"no compiled kernels: {status().reason}")
     if page.stem == "streaming":
         write_event_files(folder)
+    if page.stem == "anytime":
+        write_digits_run(folder)
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert {kind for kind, _ in blocks} == {"python", "bash"}
     names: dict[str, object] = {}
