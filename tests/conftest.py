@@ -8,7 +8,7 @@ import torch
 
 SHARED = Path(os.environ.get("SPIKINGFORMER_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # small tensors; several threads spin and starve each other on a busy machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
