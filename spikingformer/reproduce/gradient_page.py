@@ -14,8 +14,8 @@ _HEAD = f"""# Where the gradient goes: fire then pool, pool then fire
 
 {NOTICE}
 
-A downsampling stage is convolution, BatchNorm, neuron and a 3x3 max-pool. *Fire then pool* (the order of Spikformer, here
-`pool="sps"`) pools spikes, which are all 0 or 1: of several equal ones the first in reading order has the gradient,
+A downsampling stage is convolution, BatchNorm, neuron and a 3x3 max-pool. *Fire then pool* (the order of Spikformer,
+here `pool="sps"`) pools spikes, all of them 0 or 1: of several equal ones the first in reading order has the gradient,
 whatever the currents were, and a silent window sends it to its first position. *Pool then fire* (CML,
 [arXiv 2305.05954](https://arxiv.org/abs/2305.05954), `pool="cml"`) pools currents: the largest has the gradient. The
 paper calls this gradient precise. What follows measures how often and how far the two differ.
@@ -53,8 +53,9 @@ def _study_section(name: str, title: str, study: dict[str, Any] | None) -> str:
         "",
         f"![Share elsewhere and cosines over training, {title}](images/gradient_routing_{name}.png)",
         "",
-        f"`{study['command']}`: {first['steps']} steps of {first['batch_size']} ({first['steps'] / first['steps_per_epoch']:.2f} "
-        f"epochs), measured on {first['measured_on']} training samples, one seed a model, on {hardware(machine)}, "
+        f"`{study['command']}`: {first['steps']} steps of {first['batch_size']} "
+        f"({first['steps'] / first['steps_per_epoch']:.2f} epochs), measured on "
+        f"{first['measured_on']} training samples, one seed a model, on {hardware(machine)}, "
         f"torch {machine['versions']['torch']}, commit {machine['commit']}.",
         "",
         "| trained as | step | stage | elsewhere | of firing | silent | several | cosine, currents | cosine, weights |",
@@ -68,8 +69,10 @@ def _study_section(name: str, title: str, study: dict[str, Any] | None) -> str:
                     f"{_percent(s['elsewhere'])} | {_percent(s['elsewhere_among_firing'])} | {_percent(s['silent'])} | "
                     f"{_percent(s['several'])} | {s['current_cosine']:.3f} | {s['weight_cosine']:.3f} |"
                 )
-    lines += ["", "Top-1 on the test part at the end of these trainings (their only purpose is to move the weights): "
-              + ", ".join(f"{r['model']} {r['test_top1']:.2f} %" for r in study["runs"]) + ".", "", *_reading(study)]  # fmt: skip
+    top1 = ", ".join(f"{r['model']} {r['test_top1']:.2f} %" for r in study["runs"])
+    lines.append("")
+    lines.append(f"Top-1 on the test part at the end (these trainings are only there to move the weights): {top1}.")
+    lines += ["", *_reading(study)]
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +96,8 @@ def _reading(study: dict[str, Any]) -> list[str]:
     for index, when in ((0, "Before training"), (-1, "At the end")):
         stages = [s for r in study["runs"] for s in r["measurements"][index]["stages"]]
         firing = [s["elsewhere_among_firing"] for s in stages if s["elsewhere_among_firing"] is not None]
-        text = f"- {when}, fire-then-pool misses the largest current in {_range([s['elsewhere'] for s in stages], 100, 1)} % of windows"
+        missed = _range([s["elsewhere"] for s in stages], 100, 1)
+        text = f"- {when}, fire-then-pool misses the largest current in {missed} % of windows"
         if firing:
             text += f" ({_range(firing, 100, 1)} % of those that fire)"
         lines.append(
@@ -120,9 +124,8 @@ def _comparison_section(results: Path) -> str:
             ]
         lines += [f"{table.title}:", "", *state]
     lines.append(
-        "Energy is estimated by the preset `exact` on the best weights; the mean input rate is the share of inputs of a\n"
-        "product that are spikes. Pool then fire updates a quarter of the neurons in a downsampling stage and raises or\n"
-        "lowers what fires behind it: both are in the figures."
+        "Energy is estimated by the preset `exact` on the best weights; the mean input rate is the share of a\n"
+        "product's inputs that are spikes. In a downsampling stage, pool then fire has a quarter of the neurons to update."
     )
     return "\n".join(lines) + "\n"
 

@@ -18,8 +18,9 @@ _HEAD = f"""# Results
 
 Top-1 accuracy in percent. *Published*: the papers' figure, best epoch on the test part, one run. *Authors' log*: the
 training log released with the published code: best epoch, last epoch, mean of the last ten; epochs are counted from 0.
-*Ours*: mean over n runs of the best and of the last epoch, with the standard deviation where n > 1. Each line is rerun by
-`spikingformer reproduce ROW`; `spikingformer reproduce --list` shows every row's state.
+*Ours*: mean over n runs of the best and of the last epoch, with the standard deviation where n > 1. Each line is rerun
+by `spikingformer reproduce ROW`; a commit with + had changes that were not committed. `spikingformer reproduce --list`
+shows every row's state.
 """
 
 
@@ -139,7 +140,8 @@ def comparison_lines(table: Table, results: Path) -> list[str]:
             f"{_gap(last)} at the last (95 % interval, Welch, n = {len(cml.runs)} and {len(own.runs)})"
         )
         if all(r.energy is not None for r in (*own.runs, *cml.runs)):
-            text += f"; energy x {_ratio(own, cml, 'energy_mj'):.2f}, mean input rate x {_ratio(own, cml, 'mean_input_rate'):.2f}"
+            energy, rate = _ratio(own, cml, "energy_mj"), _ratio(own, cml, "mean_input_rate")
+            text += f"; energy x {energy:.2f}, mean input rate x {rate:.2f}"
         lines.append(text + f". {_verdict(best)}")
     return [*lines, ""] if lines else []
 

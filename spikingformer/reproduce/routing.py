@@ -80,11 +80,11 @@ def window_routing(currents: Tensor, spikes: Tensor) -> WindowRouting:
     taken = flat.flatten(2).gather(2, chosen.flatten(2)).view_as(largest)
     elsewhere = taken < largest
     # number of spikes in each window: the sum over it, zeros outside the picture
-    n, c = flat.shape[:2]
+    c = flat.shape[1]
     ones = torch.ones(c, 1, 3, 3, dtype=torch.float32, device=flat.device)
     count = F.conv2d(spikes.detach().flatten(0, 1).float(), ones, stride=2, padding=1, groups=c).round()
     kinds = {"silent": count == 0, "single": count == 1, "several": count > 1}
-    assert torch.equal(fired == 0, kinds["silent"]) and largest.shape[:2] == (n, c)
+    assert torch.equal(fired == 0, kinds["silent"])
     return WindowRouting(
         windows=elsewhere.numel(),
         elsewhere=int(elsewhere.sum()),
