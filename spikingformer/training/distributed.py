@@ -66,7 +66,12 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("WORLD_SIZE", str(world.size))
     os.environ.setdefault("MASTER_PORT", "29500")
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = _store_of_this_attempt(world)
+        if store is None:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
         yield
     except RuntimeError as error:
         if not is_lost_peer(error):
@@ -79,6 +84,17 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store_of_this_attempt(world: World) -> dist.Store | None:
+    """torchrun's own store outlives a restart, with the addresses of processes that are gone: keep attempts apart.
+
+    None: no torchrun, PyTorch makes a fresh store.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world.size, is_master=False)
+    return dist.PrefixStore(f"spikingformer/attempt{world.restarts}", store)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
