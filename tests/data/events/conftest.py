@@ -15,7 +15,7 @@ def real_events_dir(shared_data: Path) -> Path:
     return shared_data / "events"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Small tensors: a second thread costs more than it saves, much more on a busy machine."""
     before = torch.get_num_threads()
