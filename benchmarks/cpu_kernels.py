@@ -4,15 +4,18 @@
 
 Parity is proven first for every line; then spike and dense product run interleaved in one process and medians are
 compared. With --cpu-time one thread runs and its CPU time counts, which other work on the machine disturbs little
-(wall-clock times do not mean much on a shared machine). "crossing" is the firing rate at which the two meet, interpolated: the table CROSSINGS of
-spikingformer/native/product_op.py rests on it. The LIF line compares with a copy of the same bytes.
+(wall-clock times do not mean much on a shared machine). "crossing" is the firing rate at which the two meet,
+interpolated: the table CROSSINGS of spikingformer/native/product_op.py rests on it. The LIF line compares with a copy
+of the same bytes.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +55,14 @@ def interleaved(functions: list[Callable[[], object]], rounds: int) -> list[floa
 def crossing(rates: list[float], speedups: list[float]) -> float | None:
     """The rate at which the speed-up falls to 1, interpolated; None where it never does."""
     points = list(zip(rates, speedups, strict=True))
-    for (r0, s0), (r1, s1) in zip(points, points[1:], strict=False):
+    for (r0, s0), (r1, s1) in itertools.pairwise(points):
         if s0 >= 1 > s1:
             return round(r0 + (r1 - r0) * (s0 - 1) / (s0 - s1), 3)
     return None if speedups[-1] >= 1 else 0.0
+
+
+def _pack_and_multiply(s: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return product_op.product_forward(product_op.pack_spikes(s), weight, None)
 
 
 def product_lines(rounds: int) -> list[dict]:
@@ -77,10 +84,10 @@ def product_lines(rounds: int) -> list[dict]:
             )
             times = interleaved(
                 [
-                    lambda s=s: F.conv2d(s, weight, padding=k // 2),
-                    lambda s=s: product_op.product_forward(product_op.pack_spikes(s), weight, None),
-                    lambda s=s: product_op._dense_weight_gradient(s, grad, weight),
-                    lambda packed=packed: product_op.product_weight_gradient(packed, grad, k),
+                    partial(F.conv2d, s, weight, padding=k // 2),
+                    partial(_pack_and_multiply, s, weight),
+                    partial(product_op._dense_weight_gradient, s, grad, weight),
+                    partial(product_op.product_weight_gradient, packed, grad, k),
                 ],
                 rounds,
             )
@@ -101,7 +108,9 @@ def product_lines(rounds: int) -> list[dict]:
                 f"({r['dense_ms'] / r['spike_ms']:.2f}x), weight gradient {r['dense_gradient_ms']:.2f} -> "
                 f"{r['spike_gradient_ms']:.2f} ms ({r['dense_gradient_ms'] / r['spike_gradient_ms']:.2f}x)"
             )
-        print(f"  crossing: forward {line['crossing_forward']}, weight gradient {line['crossing_gradient']}", flush=True)
+        print(
+            f"  crossing: forward {line['crossing_forward']}, weight gradient {line['crossing_gradient']}", flush=True
+        )
     return lines
 
 
