@@ -9,6 +9,7 @@ from spikingformer.reproduce.result_files import read_row, read_study
 from spikingformer.reproduce.results_page import NOTICE, comparison_lines
 
 STUDIES = {"digits": "digits", "cifar10": "CIFAR-10"}
+_SIZES = {"digits": "digits/spikingformer_cml", "cifar10": "cifar10/spikingformer_cml_small_cpu"}  # recipes
 
 _HEAD = f"""# Where the gradient goes: fire then pool, pool then fire
 
@@ -54,8 +55,8 @@ def _study_section(name: str, title: str, study: dict[str, Any] | None) -> str:
         f"![Share elsewhere and cosines over training, {title}](images/gradient_routing_{name}.png)",
         "",
         f"`{study['command']}`: {first['steps']} steps of {first['batch_size']} "
-        f"({first['steps'] / first['steps_per_epoch']:.2f} epochs), measured on "
-        f"{first['measured_on']} training samples, one seed a model, on {hardware(machine)}, "
+        f"({first['steps'] / first['steps_per_epoch']:.2f} epochs), every model in the size of "
+        f"`recipes/{_SIZES[name]}.yaml`, measured on {first['measured_on']} training samples, one seed a model, on {hardware(machine)}, "
         f"torch {machine['versions']['torch']}, commit {machine['commit']}.",
         "",
         "| trained as | step | stage | elsewhere | of firing | silent | several | cosine, currents | cosine, weights |",
@@ -125,7 +126,7 @@ def _comparison_section(results: Path) -> str:
         lines += [f"{table.title}:", "", *state]
     lines.append(
         "Energy is estimated by the preset `exact` on the best weights; the mean input rate is the share of a\n"
-        "product's inputs that are spikes. In a downsampling stage, pool then fire has a quarter of the neurons to update."
+        "product's inputs that are spikes. In a downsampling stage, pool then fire has a quarter of the neurons."
     )
     return "\n".join(lines) + "\n"
 
