@@ -1,6 +1,7 @@
 """The whole state of a run in one file, so that weights, optimiser and position can never disagree.
 
-Tensors: model/*, ema/*, optimizer/<parameter>/<name>. Text: position, bests, counts, scaler, recipe, versions.
+Tensors: model/*, ema/*, optimizer/<parameter>/<name>,
+group/<number>/<name>. Text: position, bests, counts, scaler, recipe, versions.
 The random generators need no saving: every draw is derived from the seed and the position (data/randomness.py,
 and PyTorch's generators are re-seeded before each step).
 """
@@ -64,10 +65,12 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
                 tensors[f"optimizer/{parameter}/{name}"] = value
             else:
                 numbers[f"{parameter}/{name}"] = value
-    groups = [
-        {k: v for k, v in group.items() if k != "params" and isinstance(v, (int, float, str, bool, type(None)))}
-        for group in whole["param_groups"]
-    ]
+    groups = []
+    for number, group in enumerate(whole["param_groups"]):
+        plain = {k: v for k, v in group.items() if isinstance(v, (int, float, str, bool, type(None)))}
+        groups.append(plain)
+        # some optimisers (timm's LAMB) count steps in a tensor of the group
+        tensors |= {f"group/{number}/{k}": v for k, v in group.items() if isinstance(v, torch.Tensor)}
     return tensors, {"numbers": numbers, "groups": groups}
 
 
@@ -81,6 +84,9 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, state: RunState) -> None:
         parameter, _, key = name.partition("/")
         values.setdefault(int(parameter), {})[key] = number
     groups = [{**group, **saved} for group, saved in zip(whole["param_groups"], state.optimizer["groups"], strict=True)]
+    for name, tensor in state.part("group/").items():
+        number, _, key = name.partition("/")
+        groups[int(number)][key] = tensor
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
