@@ -56,7 +56,8 @@ def _study_section(name: str, title: str, study: dict[str, Any] | None) -> str:
         "",
         f"`{study['command']}`: {first['steps']} steps of {first['batch_size']} "
         f"({first['steps'] / first['steps_per_epoch']:.2f} epochs), every model in the size of "
-        f"`recipes/{_SIZES[name]}.yaml`, measured on {first['measured_on']} training samples, one seed a model, on {hardware(machine)}, "
+        f"`recipes/{_SIZES[name]}.yaml`, measured on {first['measured_on']} "
+        f"training samples, one seed a model, on {hardware(machine)}, "
         f"torch {machine['versions']['torch']}, commit {machine['commit']}.",
         "",
         "| trained as | step | stage | elsewhere | of firing | silent | several | cosine, currents | cosine, weights |",
