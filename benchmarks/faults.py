@@ -1,6 +1,6 @@
 """Kills a small run 25 times and damages its files; every end is compared bit for bit with the unbroken run.
 
-    python -m benchmarks.faults --output benchmarks/results/faults.json
+python -m benchmarks.faults --output benchmarks/results/faults.json
 """
 
 import argparse
@@ -75,7 +75,9 @@ def kill_runs(folder: Path, kills: int, draw: random.Random) -> dict:
             codes = finish([process])
         else:
             plant = kill_at_disk_call if kind == "while_saving" else kill_at_step
-            codes = complete(run, RUN, prepare=partial(plant, draw.randint(1, 40 if kind == "while_saving" else steps - 1)))
+            codes = complete(
+                run, RUN, prepare=partial(plant, draw.randint(1, 40 if kind == "while_saving" else steps - 1))
+            )
         if codes == [0]:  # the run was over before the kill
             continue
         counts[kind] += 1

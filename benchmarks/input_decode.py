@@ -1,6 +1,6 @@
 """How many pictures one core decodes and augments a second, on a folder of photographs.
 
-    python -m benchmarks.input_decode FOLDER --output benchmarks/results/input_decode.json
+python -m benchmarks.input_decode FOLDER --output benchmarks/results/input_decode.json
 """
 
 import argparse
@@ -56,7 +56,10 @@ def main() -> int:
     test = evaluation_transform(224, 3, "bicubic", 1.0, IMAGENET_MEAN, IMAGENET_STD)
     full_size = []  # ImageNet's pictures are 400 x 350 pixels on average and more: the same photographs enlarged
     for content in files:
-        larger, stream = Image.open(io.BytesIO(content)).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC), io.BytesIO()
+        larger, stream = (
+            Image.open(io.BytesIO(content)).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC),
+            io.BytesIO(),
+        )
         larger.save(stream, "JPEG", quality=90)
         full_size.append(stream.getvalue())
 

@@ -24,7 +24,9 @@ SMALL = (
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 
 
-def train_process(arguments: list[str], environment: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:
+def train_process(
+    arguments: list[str], environment: dict[str, str], log: str, prepare: Callable[[], None] | None
+) -> None:
     """Body of a process: `spikingformer train` with stdout and stderr in `log`; `prepare` plants a fault."""
     from spikingformer.cli import main
 

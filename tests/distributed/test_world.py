@@ -13,7 +13,13 @@ def test_torchrun_variables():
 
 
 def test_slurm_variables():
-    env = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "MASTER_ADDR": "node1"}
+    env = {
+        "SLURM_NTASKS": "16",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_ID": "0",
+        "MASTER_ADDR": "node1",
+    }
     assert read_world(env) == World(9, 16, 1, 0)
     assert read_world({**env, "SLURM_RESTART_COUNT": "1"}).restarts == 1, "a requeued job resumes"
 
@@ -53,7 +59,9 @@ def test_training_deals_every_sample_at_most_once_and_keeps_the_global_batch(ran
         assert all(len(part) for mine, _ in dealt for part in mine)
         rows = np.concatenate([part for mine, _ in dealt for part in mine])
         assert {samples for _, samples in dealt} == {len(rows)}
-        assert sorted(rows) == sorted(order[step * 64 : step * 64 + len(rows)]), "the published batch, whatever the world"
+        assert sorted(rows) == sorted(order[step * 64 : step * 64 + len(rows)]), (
+            "the published batch, whatever the world"
+        )
         seen.append(rows)
     left_out = 359 - len(np.concatenate(seen))
-    assert left_out == (359 % 64 if drop_last or 359 % 64 < ranks else 0)
+    assert left_out == (359 % 64 if drop_last or ranks > 359 % 64 else 0)

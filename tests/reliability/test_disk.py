@@ -79,7 +79,10 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path, monkeypatch):
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"
-    with pytest.raises(ValueError, match=r"file/run: cannot write there \(Not a directory\); choose another --output"), locked(folder):
+    with (
+        pytest.raises(ValueError, match=r"file/run: cannot write there \(Not a directory\); choose another --output"),
+        locked(folder),
+    ):
         pass
 
 
@@ -97,7 +100,10 @@ def test_read_only_for_everybody():
     """/proc/self refuses new folders even to root."""
     if not Path("/proc/self").exists():
         pytest.skip("no /proc")
-    with pytest.raises(ValueError, match=r"cannot write there \(.*\); choose another --output"), locked(Path("/proc/self/run")):
+    with (
+        pytest.raises(ValueError, match=r"cannot write there \(.*\); choose another --output"),
+        locked(Path("/proc/self/run")),
+    ):
         pass
 
 
@@ -158,7 +164,9 @@ def test_the_previous_state_takes_over(tmp_path, damage):
 def test_two_damaged_states_are_an_error_not_a_new_start(tmp_path):
     for name in (STATE_FILE, PREVIOUS_FILE):
         (tmp_path / name).write_bytes(b"\x08" + bytes(20))
-    with pytest.raises(ValueError, match=r"(?s)state\.safetensors.*state\.previous\.safetensors.*start again in another folder"):
+    with pytest.raises(
+        ValueError, match=r"(?s)state\.safetensors.*state\.previous\.safetensors.*start again in another folder"
+    ):
         load_state(tmp_path)
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from benchmarks.run_processes import SMALL
-from spikingformer.data.loading import SampleEvaluation, collate
 from spikingformer.data.folder import UnreadablePicture, part_root
+from spikingformer.data.loading import SampleEvaluation, collate
 from spikingformer.training import run as run_module
 from spikingformer.training.distributed import World
 from spikingformer.training.loop import NonFiniteLoss
@@ -58,7 +58,9 @@ class NaNAt:
 
 def test_nonfinite_stop_says_where_and_what_to_try(plant, tmp_path):
     plant(NaNAt(3))
-    with pytest.raises(NonFiniteLoss, match=r"the loss is nan in epoch 0, step 3, learning rate .* --resume goes on") as caught:
+    with pytest.raises(
+        NonFiniteLoss, match=r"the loss is nan in epoch 0, step 3, learning rate .* --resume goes on"
+    ) as caught:
         train(recipe("checkpoint.every_steps=2"), tmp_path / "run", world=World())
     for advice in ("optimizer.clip_norm=1", "nonfinite=skip", "nonfinite=step_back"):
         assert advice in str(caught.value)
@@ -106,7 +108,9 @@ def test_out_of_memory_names_the_batch_that_fits(plant, tmp_path):
     with pytest.raises(OutOfMemory) as caught:
         train(recipe(), tmp_path / "run", world=World())
     text = str(caught.value)
-    assert "out of memory with 256 samples in one part of a step (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
+    assert (
+        "out of memory with 256 samples in one part of a step (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
+    )
     assert "A part of 32 fits (tried just now): accumulation_steps=8 keeps batch_size=256" in text
     plant(full_above(40))
     train(recipe("accumulation_steps=8", "evaluation_batch_size=32"), tmp_path / "fits", world=World())

@@ -195,7 +195,9 @@ def test_a_good_archive_is_unpacked(tmp_path):
     assert (unpack(archive, OFFICIAL, tmp_path / "target") / "a" / "b").read_bytes() == b"y"
 
 
-@pytest.mark.parametrize("name", ["../../n01440764.tar", "/n01440764.tar", "n01440764/../../x.tar", "n01440764.tar\n", "x.tar"])
+@pytest.mark.parametrize(
+    "name", ["../../n01440764.tar", "/n01440764.tar", "n01440764/../../x.tar", "n01440764.tar\n", "x.tar"]
+)
 def test_imagenet_archive_with_unofficial_names(tmp_path, name):
     imagenet = pytest.importorskip("spikingformer.data.imagenet")
     tar_of(tmp_path / imagenet.TRAIN_TAR, (name, b"x"))
@@ -207,7 +209,9 @@ def test_imagenet_archive_with_unofficial_names(tmp_path, name):
     assert not [p for p in (tmp_path / "target").rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE], ids=["link", "hard-link", "device"])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE], ids=["link", "hard-link", "device"]
+)
 def test_imagenet_archive_with_links(tmp_path, kind):
     imagenet = pytest.importorskip("spikingformer.data.imagenet")
     tar_of(tmp_path / imagenet.TRAIN_TAR, ("n01440764.tar", ord(kind)))
@@ -218,9 +222,19 @@ def test_imagenet_archive_with_links(tmp_path, kind):
 def test_no_shell_strings_and_no_unsafe_loaders():
     """The package runs no shell and unpickles nothing but through its own narrow readers."""
     root = Path(__file__).parents[2] / "spikingformer"
-    forbidden = ("shell=True", "os.system(", "yaml.load(", "pickle.load(", "pickle.loads(", "weights_only=False", "eval(compile")
+    forbidden = (
+        "shell=True",
+        "os.system(",
+        "yaml.load(",
+        "pickle.load(",
+        "pickle.loads(",
+        "weights_only=False",
+        "eval(compile",
+    )
     found = []
     for path in root.rglob("*.py"):
         text = path.read_text()
-        found += [f"{path.relative_to(root)}: {word}" for word in forbidden if word in text and "_RecipeLoader" not in text]
+        found += [
+            f"{path.relative_to(root)}: {word}" for word in forbidden if word in text and "_RecipeLoader" not in text
+        ]
     assert found == []
