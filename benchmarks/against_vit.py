@@ -24,11 +24,8 @@ import spikingformer  # noqa: F401  (registers the models)
 from benchmarks.plain import calibrate
 from spikingformer.benchmarks import firing_rate
 from spikingformer.benchmarks.throughput import example_input
-from spikingformer.engine import Engine as AllFamiliesEngine
-from spikingformer.engine import int8_reference as all_families_reference
+from spikingformer.engine import Engine, int8_reference
 from spikingformer.export import export_int8, export_weights
-from spikingformer.native import int8_reference
-from spikingformer.native.engine import Engine
 
 # name: (our model, arguments of the ViT: patches and depth that give as many tokens and about as many parameters)
 ROWS = {
@@ -87,15 +84,13 @@ def vit_runners(arguments: dict, folder: Path, threads: int) -> tuple[dict[str, 
 
 
 def our_runners(model: nn.Module, folder: Path) -> tuple[dict[str, Runner], dict[str, float]]:
-    """The module, and both compiled engines in both precisions, and the sizes of their files in MB."""
+    """The module, the compiled engine in both forms, and the sizes of their files in MB."""
     float_file = export_weights(model, folder / "ours.safetensors", check=False).size_bytes / 1e6
     int8_file = export_int8(model, folder / "ours8.safetensors", check=False).size_bytes / 1e6
     runners = {
         "ours module fp32": model,
-        "ours engine fp32": Engine(model, "fp32"),
+        "ours engine fp32": Engine(model, "float32"),
         "ours engine int8": Engine(model, "int8"),
-        "ours engine of all families fp32": AllFamiliesEngine(model, "float32"),
-        "ours engine of all families int8": AllFamiliesEngine(model, "int8"),
     }
     return runners, {name: int8_file if "int8" in name else float_file for name in runners}
 
@@ -108,8 +103,8 @@ def checked(runners: dict[str, Runner], model: nn.Module, x: Tensor) -> dict[str
     """What was found equal before the clock; leaves the process where it is not.
 
     ViT in ONNX Runtime fp32 against PyTorch: 1e-3 (float32 sums of some thousand terms through 5 to 9 blocks).
-    Our float engines against the float64 model: their mean error may be three times the module's (a sum in another
-    order can flip a spike on its threshold). Our int8 engines against their integer definitions: equal bits.
+    Our float engine against the float64 model: its mean error may be three times the module's (a sum in another
+    order can flip a spike on its threshold). Our int8 engine against its integer definition: equal bits.
     """
     few = x[:2]
     with torch.no_grad():
@@ -122,22 +117,15 @@ def checked(runners: dict[str, Runner], model: nn.Module, x: Tensor) -> dict[str
         found = {
             "ViT ONNX Runtime int8": f"rounds: {(vit['ViT ONNX Runtime int8'] - vit['ViT torch fp32']).abs().max():.2g}"
         }
-        for name in ("ours engine fp32", "ours engine of all families fp32"):
-            error = (runners[name](few) - truth).abs().mean().item()
-            if error > allowed:
-                raise SystemExit(f"parity is broken: {name} has the error {error:.3g}, allowed {allowed:.3g}")
-            found[name] = f"error {error:.2g}, the module's {module_error:.2g}"
+        error = (runners["ours engine fp32"](few) - truth).abs().mean().item()
+        if error > allowed:
+            raise SystemExit(f"parity is broken: the fp32 engine has the error {error:.3g}, allowed {allowed:.3g}")
+        found["ours engine fp32"] = f"error {error:.2g}, the module's {module_error:.2g}"
         engine = runners["ours engine int8"]
-        expected = int8_reference.run(engine.plan, few[None], engine.plan.time_steps)
-        other = runners["ours engine of all families int8"]
-        definition = all_families_reference.run(other.program, few)[-1].float()
-        for name, got, want in (
-            ("ours engine int8", engine(few), expected),
-            ("ours engine of all families int8", other(few), definition),
-        ):
-            if not torch.equal(got, want):
-                raise SystemExit(f"parity is broken: {name} differs from its integer definition")
-            found[name] = "equal to its integer definition"
+        assert isinstance(engine, Engine)
+        if not torch.equal(engine(few), int8_reference.run(engine.program, few)[-1].float()):
+            raise SystemExit("parity is broken: the int8 engine differs from its integer definition")
+        found["ours engine int8"] = "equal to its integer definition"
     return found
 
 
