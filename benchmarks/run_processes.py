@@ -13,14 +13,29 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["benchmarks.run_processes", "spikingformer.cli.train", "spikingformer.training.run", "sklearn.datasets", "timm.optim",
-     "timm.scheduler", "torch._dynamo"]
-)  # fmt: skip
+    [
+        "benchmarks.run_processes",
+        "spikingformer.cli.train",
+        "spikingformer.training.run",
+        "sklearn.datasets",
+        "timm.optim",
+        "timm.scheduler",
+        "torch._dynamo",
+    ]
+)
 RECIPE = "recipes/digits/spikingformer_cml.yaml"
 SMALL = (
-    "model.embed_dim=16", "model.depth=1", "model.num_heads=2", "model.time_steps=2", "data.image_size=8", "threads=1",
-    "log.tensorboard=false", "log.every_steps=1", "schedule.warmup_epochs=0", "device=cpu",
-)  # fmt: skip
+    "model.embed_dim=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.time_steps=2",
+    "data.image_size=8",
+    "threads=1",
+    "log.tensorboard=false",
+    "log.every_steps=1",
+    "schedule.warmup_epochs=0",
+    "device=cpu",
+)
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 
 
@@ -46,16 +61,29 @@ def train_process(
 
 
 def start(
-    folder: Path, overrides: tuple[str, ...] = (), resume: bool = False, prepare: Callable[[], None] | None = None,
-    ranks: int = 1, recipe: str = RECIPE,
-) -> list[BaseProcess]:  # fmt: skip
+    folder: Path,
+    overrides: tuple[str, ...] = (),
+    resume: bool = False,
+    prepare: Callable[[], None] | None = None,
+    ranks: int = 1,
+    recipe: str = RECIPE,
+) -> list[BaseProcess]:
     """Starts a run into `folder`; its words go to <folder>.log (<folder>.<rank>.log with several ranks)."""
     arguments = ["train", recipe, *overrides, "--output", str(folder), *(["--resume"] if resume else [])]
     port = str(_free_port())
     processes: list[BaseProcess] = []
     for rank in range(ranks):
-        world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port} if ranks > 1 else {}  # fmt: skip
+        world = (
+            {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            if ranks > 1
+            else {}
+        )
         log = f"{folder}.{rank}.log" if ranks > 1 else f"{folder}.log"
         process = CONTEXT.Process(target=train_process, args=(arguments, world, log, prepare))
         process.start()

@@ -24,7 +24,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over all processes of (N, C, H, W) in plain operations: mean and biased variance of all processes' samples together.
+    """BatchNorm over all processes of (N, C, H, W) in plain operations: mean and biased variance are all samples'.
 
     Processes may have unequally many samples. Evaluation and single processes are plain BatchNorm.
     """

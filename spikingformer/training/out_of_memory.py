@@ -55,7 +55,8 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
     else:
         how = "fits (tried just now)" if size == 1 else "may fit (not tried: other processes wait)"
         advice = (
-            f"A part of {fits} {how}: accumulation_steps={-(-tried * parts // fits)} keeps batch_size={recipe.batch_size}, "
+            f"A part of {fits} {how}: accumulation_steps={-(-tried * parts // fits)} "
+            f"keeps batch_size={recipe.batch_size}, "
             f"or take batch_size={fits * size * recipe.accumulation_steps}. "
             "precision=bf16 needs less as well."
         )

@@ -40,8 +40,22 @@ def steps(folder: Path) -> int:
 def test_torchrun_restarts_and_the_run_ends_as_if_unbroken(tmp_path):
     overrides = (*SMALL, "epochs=10", "batch_size=128", "checkpoint.every_steps=5", "ema.decay=0.9")
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3",
-               "--monitor-interval=0.1", "-m", "spikingformer", "train", RECIPE, *overrides, "--output", str(folder)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=3",
+        "--monitor-interval=0.1",
+        "-m",
+        "spikingformer",
+        "train",
+        RECIPE,
+        *overrides,
+        "--output",
+        str(folder),
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith("SLURM_")}
     log = open(tmp_path / "log", "w")  # noqa: SIM115 (closed below)
     launcher = subprocess.Popen(

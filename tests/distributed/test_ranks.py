@@ -16,8 +16,17 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTor
 
 # 1,438 training samples: five batches of 255 and one of 163, so neither 2 nor 4 processes share a batch evenly;
 # 359 test samples. SGD with momentum: the optimiser's state is a weighted sum of every step's gradient.
-EXACT = (*SMALL, "precision=fp64", "epochs=1", "batch_size=255", "drop_last=false", "ema.decay=0.9", "optimizer.name=sgd",
-         "optimizer.learning_rate=0.05", "evaluation_batch_size=50")  # fmt: skip
+EXACT = (
+    *SMALL,
+    "precision=fp64",
+    "epochs=1",
+    "batch_size=255",
+    "drop_last=false",
+    "ema.decay=0.9",
+    "optimizer.name=sgd",
+    "optimizer.learning_rate=0.05",
+    "evaluation_batch_size=50",
+)
 # float64 sums in another order differ by about n * 2**-53 (n = 255 * 64 terms: 2e-12); six steps amplify that
 TOLERANCE = 1e-9
 
@@ -105,7 +114,7 @@ def test_accumulation_is_ranks_one_after_another_and_exchanges_once_a_step(tmp_p
 
 
 def test_uneven_accumulation_with_synchronised_batchnorm_ends(tmp_path):
-    """163 samples for 4 processes x 41 parts: processes must agree on the number of parts, or they would wait for ever."""
+    """Three samples for two processes of three parts: without the same number of parts they would wait for ever."""
     folder = tmp_path / "run"
     overrides = (*EXACT, "sync_batchnorm=true", "batch_size=1435", "accumulation_steps=3")  # the last batch: 3 samples
     assert complete(folder, overrides, ranks=2) == [0, 0], words(folder, 0)

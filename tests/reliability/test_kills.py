@@ -1,4 +1,4 @@
-"""Kill -9 at any moment, then --resume: the end is bit-equal to the unbroken run. Signals: saved, then a known status."""
+"""Kill -9 at any moment, then --resume: the end is bit-equal to the unbroken run. Signals: a known status."""
 
 import json
 import os
@@ -12,8 +12,15 @@ import pytest
 
 from benchmarks.run_processes import CONTEXT, SMALL, complete, differing, final_state, finish, start, words
 
-RUN = (*SMALL, "epochs=3", "batch_size=256", "checkpoint.every_steps=2", "ema.decay=0.9", "mixing.mixup_alpha=0.5",
-       "model.drop_path_rate=0.1")  # fmt: skip
+RUN = (
+    *SMALL,
+    "epochs=3",
+    "batch_size=256",
+    "checkpoint.every_steps=2",
+    "ema.decay=0.9",
+    "mixing.mixup_alpha=0.5",
+    "model.drop_path_rate=0.1",
+)
 
 
 @pytest.fixture(scope="module")

@@ -197,9 +197,16 @@ def photographs(tmp_path) -> Path:
 
 def picture_recipe(root: Path, *overrides: str):
     return recipe(
-        "data.name=folder", f"data.root={root}", "data.channels=3", "data.image_size=16", "augment.engine=per_sample",
-        "batch_size=5", "epochs=2", "augment.crop_padding=0", *overrides,
-    )  # fmt: skip
+        "data.name=folder",
+        f"data.root={root}",
+        "data.channels=3",
+        "data.image_size=16",
+        "augment.engine=per_sample",
+        "batch_size=5",
+        "epochs=2",
+        "augment.crop_padding=0",
+        *overrides,
+    )
 
 
 def test_a_run_skips_and_counts_corrupt_pictures(photographs, tmp_path):

@@ -153,9 +153,23 @@ OFFICIAL = Archive("set.tar", "", "set", max_bytes=1000)
         ("set/" + "n" * 250, b"x"),
         ("set/bomb", bytes(1001)),
     ],
-    ids=["up", "up-inside", "absolute", "backslash", "drive", "link-out", "link-up", "hard-link", "device", "pipe",
-         "another-folder", "too-deep", "long-name", "too-much-data"],
-)  # fmt: skip
+    ids=[
+        "up",
+        "up-inside",
+        "absolute",
+        "backslash",
+        "drive",
+        "link-out",
+        "link-up",
+        "hard-link",
+        "device",
+        "pipe",
+        "another-folder",
+        "too-deep",
+        "long-name",
+        "too-much-data",
+    ],
+)
 def test_archive_cannot_leave_its_folder_or_fill_the_disk(tmp_path, member):
     target = tmp_path / "target"
     target.mkdir()
