@@ -83,10 +83,8 @@ class PlainModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         m = self.m
-        if x.ndim == 4:
-            x = x.unsqueeze(0).repeat(m.time_steps, 1, 1, 1, 1)
-        else:
-            x = x.transpose(0, 1).contiguous()
+        still = x.ndim == 4
+        x = x.unsqueeze(0).repeat(m.time_steps, 1, 1, 1, 1) if still else x.transpose(0, 1).contiguous()
         for stage in m.stem.stages:
             x = self._stage(stage, x)
         if isinstance(m, Spikformer):

@@ -28,8 +28,7 @@ class Crossing:
 
 # avx512: measured by `python -m benchmarks.cpu_kernels --cpu-time` on an EPYC 9005 against oneDNN's AVX-512 products
 # (benchmarks/results/cpu_kernels_avx512.json): forward crosses at 0.30 to 0.33, the gradient at 0.29 to 0.38 over seven
-# shapes. avx2: spikes are still 2.3x ahead at 0.3 on processors whose dense products are AVX2 too, so the crossing lies
-# beyond; set to where that line meets 1. The others have no measurement: a cautious guess.
+# shapes. The others were not measured: guesses, avx2 because spikes were reported 2.3x ahead at 0.3 on such processors.
 CROSSINGS = {
     ("avx512", 1): Crossing(0.30, 0.32),
     ("avx512", 3): Crossing(0.32, 0.33),
