@@ -20,6 +20,7 @@ demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/spikingformer train recipes/digits/spikingformer_cml.yaml --output $(DEMO)
 	$(BIN)/spikingformer evaluate $(DEMO)/best.safetensors
+	$(BIN)/spikingformer predict $(DEMO)/best.safetensors --samples 5 --top 2
 	$(BIN)/spikingformer energy $(DEMO)/best.safetensors --data digits
 	$(BIN)/spikingformer report $(DEMO)
 	@echo; echo "The run's files are in $(DEMO)/; open $(DEMO)/report.html in a browser."
