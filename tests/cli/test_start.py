@@ -1,0 +1,63 @@
+"""How fast the command answers: help and argument errors import neither torch nor timm; registration waits for timm."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spikingformer.cli import COMMANDS
+
+HEAVY = ("torch", "timm", "torchvision", "numpy", "pydantic", "PIL")
+REPORT = f"import sys; print('heavy:', *(m for m in {HEAVY} if m in sys.modules))"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["nonsense"], ["evaluate"], *([name, "--help"] for name in COMMANDS)],
+    ids=" ".join,
+)
+def test_help_and_argument_errors_import_nothing_heavy(words):
+    code = f"""
+from spikingformer.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+{REPORT}"""
+    assert run_python(code).splitlines()[-1] == "heavy:"
+
+
+def test_the_check_can_fail():
+    assert "torch timm" in run_python(f"import timm; {REPORT}")
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import spikingformer, timm",
+        "import timm, spikingformer",
+        "import spikingformer; from timm.models import list_models; import timm",
+        "import spikingformer.models, timm",
+        "import spikingformer; spikingformer.models.VARIANTS; import timm",
+        "import importlib.util, spikingformer; importlib.util.find_spec('timm'); import timm",
+    ],
+)
+def test_the_models_are_registered_in_every_order_of_imports(imports):
+    code = f"""
+{imports}
+import sys
+print(timm.is_model("spikingformer_cml_4_384"), [f for f in sys.meta_path if "AfterTimm" in type(f).__name__])"""
+    assert run_python(code).strip() == "True []"
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    import spikingformer
+
+    with pytest.raises(AttributeError, match="no attribute 'modles'"):
+        spikingformer.modles  # noqa: B018
