@@ -5,6 +5,7 @@ import argparse
 from spikingformer.cli import stream
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+DEFAULT_MODEL = "spikingformer_cml_4_384.cifar10"
 RECORDINGS = (".aedat", ".bin", ".bs2")
 
 
@@ -13,9 +14,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "predict",
         help="classes of pictures or recordings",
         description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin, .bs2.",
-        epilog="example: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3",
+        epilog="examples: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3; "
+        f"spikingformer predict photo.jpg (with {DEFAULT_MODEL}, which comes with the package)",
     )
-    parser.add_argument("checkpoint", help="best.safetensors of a run, or a converted or exported file")
+    parser.add_argument(
+        "checkpoint",
+        help="best.safetensors of a run, a converted or exported file, or MODEL.TAG of weights that come with the "
+        f"package; left out before pictures: {DEFAULT_MODEL}",
+    )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each file (default 5)")
@@ -28,6 +34,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import sys
+
+    if args.checkpoint.lower().endswith(PICTURES):
+        args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
+        print(f"no model given: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
+    if args.stream is None and not args.paths and not args.samples:
+        raise ValueError("nothing to predict: give files or folders, or --samples N")
+    if args.top < 1 or args.batch_size < 1:
+        raise ValueError(f"--top {args.top}, --batch-size {args.batch_size}: expected at least 1")
 
     from spikingformer.cli.prediction import predict_files, predict_samples
     from spikingformer.export.opened import is_exported, open_exported
@@ -36,10 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.stream is not None:
         return stream.run(args)
-    if not args.paths and not args.samples:
-        raise ValueError("nothing to predict: give files or folders, or --samples N")
-    if args.top < 1 or args.batch_size < 1:
-        raise ValueError(f"--top {args.top}, --batch-size {args.batch_size}: expected at least 1")
     if is_exported(args.checkpoint):
         model, info = open_exported(args.checkpoint)
     else:
@@ -63,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
                 truth = f"  (is {row['label']})" if "label" in row else ""
                 steps = "  after each step: " + ", ".join(row["after_step"]) if "after_step" in row else ""
                 print(f"{row['file']}: {ranked}{truth}{steps}")
+                if "hint" in row:
+                    print(f"{row['file']}: {row['hint']}", file=sys.stderr)
     if unreadable:
         raise ValueError(f"{unreadable} of {len(files)} files could not be read (named above); the others are done")
     return 0

@@ -53,22 +53,43 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
 
 
 def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:
-    from spikingformer.data.events.recording import load_recording_as_frames
+    from spikingformer.data.events import events_to_frames
+    from spikingformer.data.events.recording import cut, read_recording
 
     data = (info.recipe or {}).get("data", {})
     try:
-        frames = load_recording_as_frames(
-            file, info.kwargs["time_steps"], data.get("split_by", "number"), info.image_size
-        )
+        events, sensor = read_recording(file)
+        events = cut(events, None, None, file)
     except ValueError as error:
         return {"file": file, "error": str(error)}
-    inputs = frames.to(_device(model))
+    frames = events_to_frames(
+        events, info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
+    )
+    inputs = torch.from_numpy(frames).float()[None].to(_device(model))
     steps = model.forward_steps(inputs)[:, 0] if isinstance(model, SpikingTransformer) else model(inputs)
-    return {
+    row = {
         "file": file,
         "classes": _ranked(steps[-1], info, top),
         "after_step": [info.class_names[int(step.argmax())] for step in steps],
     }
+    if hint := _too_long(int(events["t"][-1] - events["t"][0]) / 1e6, data, file):
+        row["hint"] = hint
+    return row
+
+
+def _too_long(seconds: float, data: dict[str, Any], file: str) -> str | None:
+    """What to do where a model that was trained on windows is given more than two of them at once."""
+    from spikingformer.data.events.catalogue import CATALOGUE
+
+    data_set = CATALOGUE.get(data.get("name", ""))
+    trained = data_set.window_us.get(data["split"]) if data_set is not None else None
+    if trained is None or seconds <= 2 * trained / 1e6:
+        return None
+    window = trained / 1e6
+    return (
+        f"{seconds:.1f} s taken as one input, but the model was trained on windows of {window:g} s: "
+        f"classify it window by window with --stream {file} --window {window:g}"
+    )
 
 
 @torch.inference_mode()

@@ -45,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
         seconds += (window.end_us - window.start_us) / 1e6
         computed += window.compute_s
         slowest = max(slowest, window.latency_s)
+        found = None if window.label is None else names[window.label]
         if args.json:
-            row = {**asdict(window), "class": names[window.label], "real_time_factor": window.real_time_factor}
+            row = {**asdict(window), "class": found, "real_time_factor": window.real_time_factor}
             print(json.dumps(row), flush=True)
             continue
+        share = "" if window.label is None else f"{window.probabilities[window.label]:.1%}"
         print(
-            f"{window.start_us / 1e6:9.3f} s  {names[window.label]:<20} {window.probabilities[window.label]:6.1%}  "
+            f"{window.start_us / 1e6:9.3f} s  {found or 'no events':<20} {share:>6}  "
             f"{window.events:7d} events  latency {window.latency_s * 1e3:6.1f} ms  "
             f"{window.real_time_factor:5.1f}x real time",
             flush=True,

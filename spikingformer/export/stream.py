@@ -53,8 +53,8 @@ class Window:
     start_us: int  # time of the recording
     end_us: int
     events: int
-    label: int
-    probabilities: tuple[float, ...]
+    label: int | None  # None: no events came in, so there is nothing to name
+    probabilities: tuple[float, ...]  # empty where there is no label
     latency_s: float  # from the window's end to its class: the last time step's computation
     compute_s: float  # all its time steps
 
@@ -167,8 +167,8 @@ def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: St
                 start_us=starts[0],
                 end_us=start_us + settings.step_us,
                 events=events,
-                label=int(probabilities.argmax()),
-                probabilities=tuple(probabilities.tolist()),
+                label=int(probabilities.argmax()) if events else None,
+                probabilities=tuple(probabilities.tolist()) if events else (),
                 latency_s=seconds[-1],
                 compute_s=sum(seconds),
             )

@@ -81,6 +81,51 @@ def test_stream_prints_a_row_a_window(event_model, recording, capsys, monkeypatc
     assert all(r["class"] in NAMES and r["latency_s"] > 0 and r["real_time_factor"] > 0 for r in rows)
 
 
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
+def test_a_window_without_events_is_not_labelled(event_model, tmp_path, capsys, as_json):
+    t = np.concatenate([np.arange(0, 300_000, 1000), np.arange(600_000, 900_001, 1000)])  # silent from 0.3 s to 0.6 s
+    write_aedat31(tmp_path / "gap.aedat", make_events(t % 32, t % 31, t, t % 2))
+    words = [event_model, "--stream", tmp_path / "gap.aedat", "--window", 0.3, "--sensor", 32, 32]
+    if as_json:
+        rows = predicted(capsys, *words)
+        assert [(r["class"] is None, r["label"] is None, r["events"] == 0) for r in rows] == [
+            (silent, silent, silent) for silent in (False, True, False)
+        ]
+        assert rows[1]["probabilities"] == []
+        return
+    assert main(["predict", *map(str, words)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["no events" in line for line in lines[:3]] == [False, True, False]
+    assert "%" not in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("split", "window_us", "hinted"),
+    [("windows", 1_000_000, True), ("windows", 300_000, False), ("published", 1_000_000, False)],
+    ids=["long", "about-a-window", "whole-trials"],
+)
+def test_a_whole_recording_for_a_model_of_windows_gets_a_hint(tmp_path, capsys, split, window_us, hinted):
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    arguments = {**SMALL, "img_size": 32, "in_chans": 2, "time_steps": 3}
+    recipe = {"data": {"name": "gesture", "split": split, "split_by": "number"}}
+    info = ModelInfo("spikformer_2_256", arguments, NAMES, (0.0, 0.0), (1.0, 1.0), kind="events", recipe=recipe)
+    save_model(tmp_path / "best.safetensors", model.state_dict(), info)
+    t = np.arange(0, window_us, 1000)
+    write_aedat31(tmp_path / "r.aedat", make_events(t % 32, t % 31, t, t % 2))
+    assert main(["predict", str(tmp_path / "best.safetensors"), str(tmp_path / "r.aedat")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{tmp_path}/r.aedat: ")
+    assert (f"--stream {tmp_path}/r.aedat --window 0.2" in captured.err) is hinted
+
+
+def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):
+    assert main(["predict", str(picture), "--top", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["classes"][0]["name"] in ("airplane", "automobile", "bird", "cat", "deer", "dog",
+                                                              "frog", "horse", "ship", "truck")  # fmt: skip
+    assert "no model given: spikingformer_cml_4_384.cifar10" in captured.err
+
+
 def test_a_recording_can_be_looped(event_model, recording, capsys):
     words = ["predict", str(event_model), "--stream", str(recording), "--window", "0.3", "--sensor", "32", "32"]
     assert main([*words, "--loop", "4"]) == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archives import Archive
 from .arrays import SensorSize
 from .layouts import (
+    GESTURE_WINDOW_US,
     cifar10dvs_first_hundred,
     cifar10dvs_published,
     gesture_samples,
@@ -28,6 +29,7 @@ class EventDataset:
     splits       name -> function that lists the samples; the first one is the default
     counts       split -> (training, test) samples of the complete data set
     flip_swaps   pairs of labels that a horizontal flip turns into each other
+    window_us    split -> length of a sample, for splits that cut recordings into windows
     how_to_get   where the files are and what must be done to get them
     """
 
@@ -43,6 +45,7 @@ class EventDataset:
     licence: str
     citation: str
     flip_swaps: tuple[tuple[int, int], ...] = ()
+    window_us: Mapping[str, int] = field(default_factory=dict)
 
 
 _CIFAR10DVS_FILES = {
@@ -78,6 +81,7 @@ _ROWS = (
         ),
         reader="aedat31",
         splits={"published": gesture_samples, "windows": gesture_windows},
+        window_us={"windows": GESTURE_WINDOW_US},
         counts={"published": (1176, 288)},
         archives=(Archive("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1", "DvsGesture", 8 << 30),),
         how_to_get=(

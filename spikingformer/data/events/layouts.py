@@ -50,11 +50,14 @@ def _listed_trials(path: Path) -> list[str]:
     return names
 
 
+GESTURE_WINDOW_US = 200_000
+
+
 def gesture_windows(root: Path, class_names: tuple[str, ...]) -> list[EventSample]:
     """DVS128 Gesture cut into windows of 0.2 s: training ones every 25 ms, test ones every 100 ms."""
     samples = gesture_samples(root, class_names)
-    train = cut_windows([s for s in samples if s.part == "train"], 200_000, 25_000)
-    return train + cut_windows([s for s in samples if s.part == "test"], 200_000, 100_000)
+    train = cut_windows([s for s in samples if s.part == "train"], GESTURE_WINDOW_US, 25_000)
+    return train + cut_windows([s for s in samples if s.part == "test"], GESTURE_WINDOW_US, 100_000)
 
 
 def _cifar10dvs_files(root: Path, class_names: tuple[str, ...]) -> list[tuple[int, list[Path]]]:
