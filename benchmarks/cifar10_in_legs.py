@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     finished: Recipe = load_recipe(recipe, changes)
     row = row_name(args.name, changes)
     known = read_row(args.results, row) or RowResult(row, recipe)
-    record = collect(args.output, finished, tuple(changes), energy=False)
+    record = collect(args.output, finished, tuple(changes), energy=False, recipe_file=recipe)
     print(write_row(args.results, known.with_run(record)))
-    print(json.dumps({k: v for k, v in asdict(record).items() if k not in ("curve", "machine")}))
+    print(json.dumps({k: v for k, v in asdict(record).items() if k not in ("curve", "machine", "resolved_recipe")}))
     return 0
 
 

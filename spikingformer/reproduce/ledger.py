@@ -144,6 +144,9 @@ def own_tables() -> dict[str, Table]:
             (
                 Row("small/digits", "small", "Spikingformer + CML, width 64, on digits",
                     "recipes/digits/spikingformer_cml.yaml", "nothing: minutes on two cores", seeds=(0,), energy=True),
+                Row("small/digits_dvs", "small", "Spikingformer + CML, width 64, on digits_dvs (simulated recordings)",
+                    "recipes/digits_dvs/spikingformer_cml.yaml", "nothing: minutes on two cores", seeds=(0,),
+                    energy=True),
                 Row("small/cifar10", "small", "Spikingformer + CML, width 128, T = 2, on CIFAR-10",
                     "recipes/cifar10/spikingformer_cml_small_cpu.yaml", "the CIFAR-10 python files", seeds=(0,),
                     energy=True),

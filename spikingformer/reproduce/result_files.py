@@ -17,6 +17,9 @@ class RunRecord:
 
     hours: training and evaluation, all legs together. curve: top1 after each evaluated epoch.
     energy: mJ a sample and mean rates on the test part, by `spikingformer.energy`; None: not counted.
+    recipe_sha256: of the recipe file's bytes. resolved_recipe: every field that the run followed, overrides and
+    defaults included, but those that say where and how it was computed (data.root, device, workers, ...). Both None in
+    records that are older than these fields.
     """
 
     seed: int
@@ -30,6 +33,8 @@ class RunRecord:
     overrides: tuple[str, ...]
     machine: dict[str, Any]
     energy: dict[str, Any] | None = None
+    recipe_sha256: str | None = None
+    resolved_recipe: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Runs a row of the ledger, seed by seed, and keeps what came of it as a results file."""
 
+import hashlib
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,18 +13,22 @@ from spikingformer.reproduce.ledger import Row, Table
 from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, write_row
 from spikingformer.training.checkpoint import load_model
-from spikingformer.training.recipe import Recipe, load_recipe
-from spikingformer.training.run_folder import BEST_FILE
+from spikingformer.training.recipe import Recipe, find_recipe, load_recipe
+from spikingformer.training.recipe_text import fields_of
+from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE
 
 # overrides that leave a run what it is: where and how it is computed, not what
 _FREE = ("data.root", "data.cache", "device", "workers", "threads", "checkpoint.", "log.", "evaluation_batch_size")
 
 
+def _is_free(key: str) -> bool:
+    return any(key == f or (f.endswith(".") and key.startswith(f)) for f in _FREE)
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ValueError for an override that would make another run of the row."""
     for text in overrides:
-        key = text.split("=", 1)[0]
-        if not any(key == f or (f.endswith(".") and key.startswith(f)) for f in _FREE):
+        if not _is_free(text.split("=", 1)[0]):
             raise ValueError(
                 f"override {text!r}: that would be another run than the row's. Only {', '.join(_FREE)} may change; "
                 "for anything else use `spikingformer train`"
@@ -75,18 +80,28 @@ def run_row(
         if not legs.finished:
             say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command goes on")
             return False
-        record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy)
+        record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy, row.recipe)
         known = known.with_run(record)
         say(f"{row.id}, seed {seed}: best {record.best_top1:.2f} %; {write_row(results, known)}")
     return True
 
 
-def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool) -> RunRecord:
-    """The record of a finished run, from its folder. Raises ValueError where it is not finished."""
+def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool, recipe_file: str) -> RunRecord:
+    """The record of a finished run, from its folder.
+
+    `recipe`: what the row asks for, made from `recipe_file`. Raises ValueError where the run is not finished, or has
+    followed another recipe.
+    """
     records = epoch_records(folder)
     curve = [r["top1"] for r in records if "top1" in r]
     if not is_finished(folder) or not curve:
         raise ValueError(f"{folder}: not a finished run: train it to the end first")
+    followed = _substance(load_recipe(folder / RECIPE_FILE))
+    if followed != _substance(recipe):
+        raise ValueError(
+            f"{folder}: this run followed {folder / RECIPE_FILE}, which is not what {recipe_file} says now: "
+            "give another --output to train anew"
+        )
     evaluated = [r for r in records if "top1" in r]
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
     return RunRecord(
@@ -101,7 +116,24 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
         machine=describe_machine(),
         energy=count_energy(folder / BEST_FILE, recipe) if energy else None,
+        recipe_sha256=hashlib.sha256(find_recipe(recipe_file).read_bytes()).hexdigest(),
+        resolved_recipe=followed,
     )
+
+
+def _substance(recipe: Recipe) -> dict[str, Any]:
+    """Every field of a recipe but those that say where and how it is computed."""
+    found: dict[str, Any] = {}
+    for key in fields_of(Recipe):
+        if not _is_free(key):
+            *sections, name = key.split(".")
+            values: Any = recipe
+            target = found
+            for section in sections:
+                values, target = getattr(values, section), target.setdefault(section, {})
+            value = getattr(values, name)
+            target[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def count_energy(checkpoint: Path, recipe: Recipe, max_samples: int = 2000) -> dict[str, Any]:

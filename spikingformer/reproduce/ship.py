@@ -85,9 +85,9 @@ model = timm.create_model("{entry.name}", pretrained=True).eval()
 | parameters | {parameters:,} |
 | file | `{entry.file}`, {size:.2f} MB, sha256 `{entry.sha256}` |
 | arguments | {", ".join(f"{k}={v}" for k, v in entry.kwargs.items())} |
-| input | mean {list(entry.mean)}, standard deviation {list(entry.std)}, of pictures scaled to [0, 1] |
+| input | {_input(entry, info)} |
 | classes | {", ".join(entry.class_names[:20])}{", ..." if len(entry.class_names) > 20 else ""} |
-| data | {recipe.get("data", {}).get("name", "not recorded")} |
+| data | {recipe.get("data", {}).get("name", "not recorded")}{", simulated recordings" if _simulated(info) else ""} |
 | recipe | `{entry.recipe}`, seed {recipe.get("seed", "not recorded")} |
 | top-1 | {entry.top1:.2f} %, epoch {info.epoch} (from 0), chosen on {chosen} |
 | training log | `{entry.result}` |
@@ -95,7 +95,25 @@ model = timm.create_model("{entry.name}", pretrained=True).eval()
 
 Use: to try the commands, and to compare speed and energy on weights that fire like a trained network. Not meant for
 anything outside its data set; one training run, no tuning of the seed. Licence: Apache-2.0.
+{_SIMULATED_NOTE if _simulated(info) else ""}"""
+
+
+_SIMULATED_SETS = ("digits_dvs",)
+_SIMULATED_NOTE = """
+No camera took the recordings: they are simulated from pictures, so the figure compares with nothing that was measured
+on a camera's.
 """
+
+
+def _simulated(info: ModelInfo) -> bool:
+    return (info.recipe or {}).get("data", {}).get("name") in _SIMULATED_SETS
+
+
+def _input(entry: Shipped, info: ModelInfo) -> str:
+    if info.kind == "events":
+        rows, columns = info.image_size
+        return f"event counts (B, {info.kwargs['time_steps']}, {info.channels}, {rows}, {columns}), channel 0 OFF, 1 ON"
+    return f"mean {list(entry.mean)}, standard deviation {list(entry.std)}, of pictures scaled to [0, 1]"
 
 
 def main() -> None:

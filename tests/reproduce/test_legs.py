@@ -1,12 +1,15 @@
 """A run in legs is the unbroken run, and it says when it cannot go on."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import cifar10_in_legs
 from spikingformer.reproduce.legs import epoch_records, epochs_done, is_finished, seconds_limit, train_in_legs
+from spikingformer.reproduce.runs import collect
 from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.recipe import load_recipe
 from spikingformer.training.run import train
@@ -45,7 +48,16 @@ def test_legs_give_the_unbroken_run_and_its_results_file(unbroken, tmp_path):
     assert [r["train_loss"] for r in epoch_records(run)] == [r["train_loss"] for r in epoch_records(unbroken)]
     written = json.loads((results / "rows/cifar10/spikingformer_cml_4_384_400e-changed.json").read_text())
     assert written["runs"][0]["epochs"] == 3
-    assert not any("data.root" in o for o in written["runs"][0]["overrides"])
+    (kept,) = written["runs"]
+    assert not any("data.root" in o for o in kept["overrides"])
+    assert kept["recipe_sha256"] == hashlib.sha256(Path(PUBLISHED).read_bytes()).hexdigest()
+    followed = kept["resolved_recipe"]
+    assert (followed["epochs"], followed["optimizer"]["name"]) == (load_recipe(PUBLISHED, changes).epochs, "adamw")
+    assert "root" not in followed["data"]
+    with pytest.raises(ValueError, match=r"which is not what .* says now: give another --output"):
+        collect(run, load_recipe(PUBLISHED, [*changes, "label_smoothing=0.3"]), (), False, PUBLISHED)
+    moved = load_recipe(PUBLISHED, [*changes, "data.root=elsewhere", "workers=1"])
+    assert collect(run, moved, (), False, PUBLISHED).resolved_recipe == followed
 
 
 def test_a_finished_run_is_left_alone(unbroken):
