@@ -42,11 +42,28 @@ def test_no_file_lies_there_that_the_table_does_not_know():
     assert {p.name for p in WEIGHTS_FOLDER.glob("*.safetensors")} == {e.file for e in shipped_weights().values()}
 
 
-def test_digits_weights_are_as_accurate_as_they_say():
-    model, info = load_model(DIGITS)
-    data = DataSettings(name="digits", image_size=16, channels=1)
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSettings(name="digits", image_size=16, channels=1),
+        DataSettings(name="digits_dvs", image_size=16, channels=2, frames=8),
+    ],
+    ids=lambda d: d.name,
+)
+def test_weights_for_embedded_data_are_as_accurate_as_they_say(data):
+    model, info = load_model(f"spikingformer_cml_4_384.{data.name}")
     loader, _ = create_test_loader(data, 64, 0, torch.device("cpu"), World())
     assert evaluate(model, loader, 10).top1 == pytest.approx(info.metrics["top1"], abs=0.3)  # one scan of 359
+
+
+def test_event_weights_take_frames_and_say_that_their_data_are_simulated():
+    name = "spikingformer_cml_4_384.digits_dvs"
+    model = timm.create_model(name, pretrained=True).eval()
+    assert model(torch.zeros(1, 8, 2, 16, 16)).shape == (1, 10)
+    card = (WEIGHTS_FOLDER / f"{name}.md").read_text()
+    assert "digits_dvs, simulated recordings" in card
+    assert "compares with nothing" in card
+    assert "simulated" not in (WEIGHTS_FOLDER / f"{DIGITS}.md").read_text()
 
 
 def test_a_plain_name_stays_the_published_model():
