@@ -1,4 +1,4 @@
-"""Nothing is left behind when the package is built: every file of ours has its line in pyproject.toml or MANIFEST.in."""
+"""Nothing is left behind when the package is built: each file has its line in pyproject.toml or MANIFEST.in."""
 
 import shutil
 import subprocess

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spikingformer.energy import PRESETS, OperationCounter
 from spikingformer.energy.result import energy_document
+from spikingformer.reproduce.curves import published_curves_for
 
 from .inputs import OpenedModel, open_model, open_test_part
 from .samples import SampleView, choose_samples, view_samples
@@ -42,6 +43,7 @@ class ReportData:
     versions: dict[str, str]
     machine: dict[str, str]
     trained_on: dict[str, Any] = field(default_factory=dict)  # run.json
+    published_curves: dict[str, dict[int, float]] = field(default_factory=dict)  # row -> epoch from 0 -> top-1
 
 
 def collect(
@@ -100,6 +102,7 @@ def collect(
         versions=versions(),
         machine=describe_machine(place),
         trained_on=_run_record(opened),
+        published_curves=published_curves_for(settings.name, opened.name),
     )
 
 

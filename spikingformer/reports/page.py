@@ -111,7 +111,24 @@ def _curves(data: ReportData) -> str:
         kept = {name: line for name, line in series.items() if line}
         if kept:
             charts.append(_figure(svg.line_chart(kept, "epoch", label, low)))
+    if data.published_curves and points("top1"):
+        # the chart tells a few lines apart: ours and the best of the logs
+        name, curve = max(data.published_curves.items(), key=lambda item: max(item[1].values()))
+        series = {"this run": points("top1"), f"{name.split('/')[-1]}, log": [(e + 1, v) for e, v in curve.items()]}
+        charts.append(_figure(svg.line_chart(series, "epoch", "top-1 beside a published run's log, %")))
+        charts.append(f"<p class=note>{_published_note(data)}</p>")
     return "".join(charts)
+
+
+def _published_note(data: ReportData) -> str:
+    logs = ", ".join(
+        f"<code>{escape(name)}</code> {max(curve.values()):.2f} % (best of {len(curve)} epochs)"
+        for name, curve in data.published_curves.items()
+    )
+    return (
+        f"Training logs that the authors released for this data set: {logs}. Compare only where model, data and budget "
+        "are the same; all of them are in <code>docs/results.md</code>."
+    )
 
 
 def _after_step(data: ReportData) -> str:

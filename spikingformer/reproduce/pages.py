@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spikingformer.reproduce.curves import write_curves_figure
 from spikingformer.reproduce.gradient_page import gradient_page, write_figures
 from spikingformer.reproduce.results_page import results_page
 
@@ -17,4 +18,4 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     for name, text in page_texts(results).items():
         (docs / name).write_text(text, encoding="utf-8")
         written.append(docs / name)
-    return [*written, *write_figures(results, docs / "images")]
+    return [*written, write_curves_figure(results, docs / "images"), *write_figures(results, docs / "images")]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spikingformer.reproduce.curves import curves_section
 from spikingformer.reproduce.evidence import hardware
 from spikingformer.reproduce.ledger import Row, Table, own_tables, published_tables
 from spikingformer.reproduce.result_files import RowResult, read_row, read_study
@@ -29,6 +30,7 @@ def results_page(results: Path) -> str:
     parts = [_HEAD]
     parts += [_own_section(t, results) for t in own_tables().values()]
     parts += [_published_section(t, results) for t in published_tables().values()]
+    parts.append(curves_section(results))
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -193,3 +193,17 @@ def test_the_browser_test_can_fail(tmp_path: Path) -> None:
     broken.write_text("<!doctype html><title>x</title><script>missing.call()</script>")
     _, errors = browse(broken, tmp_path / "profile")
     assert any("missing is not defined" in e for e in errors)
+
+
+def test_a_published_runs_log_stands_beside_the_run(page: Path, tmp_path: Path) -> None:
+    from spikingformer.reports.collect import collect
+    from spikingformer.reports.page import render
+    from spikingformer.reproduce.curves import published_curves_for
+
+    assert "published run" not in page.read_text()  # there is no log for digits
+    data = collect(str(page.parent), "", None, 16, 0, 64, "cpu")
+    data.published_curves = published_curves_for("cifar10", "spikingformer_cml_4_384")
+    html = render(data)
+    assert "top-1 beside a published run" in html
+    assert "spikingformer_cml_4_384_400e, log" in html
+    assert "95.97 % (best of 410 epochs)" in html

@@ -172,5 +172,7 @@ def test_a_study_gives_a_page_and_a_figure(tmp_path):
     for name in ("gradient_routing_digits.json", "gradient_routing_cifar10.json"):
         (tmp_path / name).write_text((RESULTS / name).read_text())
     written = write_pages(tmp_path, tmp_path)
-    assert [p.name for p in written[2:]] == ["gradient_routing_digits.png", "gradient_routing_cifar10.png"]
+    assert [p.name for p in written[2:]] == [
+        "learning_curves.png", "gradient_routing_digits.png", "gradient_routing_cifar10.png"
+    ]  # fmt: skip
     assert all(p.stat().st_size > 10_000 for p in written[2:])
