@@ -1,12 +1,15 @@
 """One process of several: torchrun's or SLURM's environment, collective sums, one process that speaks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Item = TypeVar("_Item")
 
 
 class LostProcess(ValueError):
@@ -134,3 +137,18 @@ def agree_to_start(world: World, problem: str | None) -> None:
 def barrier(world: World) -> None:
     if world.size > 1:
         dist.barrier()
+
+
+def in_step(own: Iterable[_Item], device: torch.device) -> Iterator[_Item | None]:
+    """Every process's own items, then None until the last process has used up its own.
+
+    For forward passes that are common to all processes, whose numbers of batches are not.
+    """
+    iterator = iter(own)
+    while True:
+        item = next(iterator, None)
+        left = torch.tensor(float(item is not None), device=device)
+        dist.all_reduce(left)
+        if not left:
+            return
+        yield item

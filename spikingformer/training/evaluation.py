@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spikingformer.data.loading import EvaluationLoader
-from spikingformer.training.distributed import World, sum_over_processes
+from spikingformer.training.distributed import World, in_step, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Evaluation:
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader: EvaluationLoader,
@@ -37,6 +36,7 @@ def evaluate(
     world: World | None = None,
     every_step: bool = False,
     dtype: torch.dtype = torch.float32,
+    idle: torch.Tensor | None = None,
 ) -> Evaluation:
     """Runs the model over the loader in eval mode (and puts its mode back).
 
@@ -44,18 +44,36 @@ def evaluate(
         classes: number of classes C of the logits (B, C).
         every_step: also count after each time step, from model.forward_steps(x) (T, B, C).
         dtype: of the inputs.
+        idle: for a model whose processes hold shares: an input (1, ...) to run, uncounted, while others have batches.
 
     Raises:
         ValueError: a label the model has no class for.
     """
-    world = world or World()
+    # a sharded model keeps buffers between calls, and training could not use those of inference mode
+    with torch.inference_mode() if idle is None else torch.no_grad():
+        return _evaluate(model, loader, classes, world or World(), every_step, dtype, idle)
+
+
+def _evaluate(
+    model: nn.Module,
+    loader: EvaluationLoader,
+    classes: int,
+    world: World,
+    every_step: bool,
+    dtype: torch.dtype,
+    idle: torch.Tensor | None,
+) -> Evaluation:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     confusion = torch.zeros(classes * classes, dtype=torch.float64, device=device)  # row: label, column: prediction
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right within five, unreadable
     right_after: torch.Tensor | None = None
-    for batch in loader.batches():
+    batches = loader.batches() if idle is None else in_step(loader.batches(), device)
+    for batch in batches:
+        if batch is None:
+            model(idle)
+            continue
         if int(batch.labels.max()) >= classes:
             raise ValueError(
                 f"the data has a class number {int(batch.labels.max())}, the model {classes} classes: "

@@ -22,10 +22,18 @@ from spikingformer.training.distributed import World, barrier
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
 from spikingformer.training.out_of_memory import out_of_memory
+from spikingformer.training.parallel import (
+    deal_optimizer_state,
+    dealt_to,
+    gathered,
+    is_sharded,
+    replicate,
+    without_exchange,
+)
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import ProgressBar, Reporter, duration
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
-from spikingformer.training.setup import LearningRate, autocast_factory, model_arguments
+from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_arguments
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
 
@@ -41,7 +49,10 @@ class NonFiniteLoss(ValueError):
 
 
 class Trainer:
-    """One run in one process. `model` is the plain module; the wrapped forms are made here."""
+    """One run in one process. `model` is the plain module, or one that `shard` has dealt out; DDP wraps it here.
+
+    average: of the weights; None: made here where the recipe wants one (a sharded model cannot be copied).
+    """
 
     def __init__(
         self,
@@ -54,15 +65,15 @@ class Trainer:
         world: World,
         reporter: Reporter,
         stop: StopRequest,
+        average: ModelEmaV3 | None = None,
     ) -> None:
         self.recipe, self.model, self.optimizer, self.inputs = recipe, model, optimizer, inputs
         self.folder, self.device, self.world, self.reporter, self.stop = folder, device, world, reporter, stop
         self.classes = len(inputs.class_names)
         self.steps_per_epoch = inputs.train.steps_per_epoch
         self.schedule = LearningRate(recipe, optimizer, self.steps_per_epoch)
-        self.ema = (
-            ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay > 0 else None
-        )
+        self.ema = average or build_average(recipe, model)
+        self.sharded = is_sharded(recipe, world)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.autocast: Callable[[], AbstractContextManager] = autocast_factory(recipe.precision, device)
         self.dtype = torch.float64 if recipe.precision == "fp64" else torch.float32
@@ -78,21 +89,19 @@ class Trainer:
         self._unseen_loss: torch.Tensor | None = None  # checked one step late, so that a GPU never waits for it
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        wrapped = model
-        if self.world.size > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=devices)
+        wrapped = model if self.sharded else replicate(model, self.device, self.world)
         return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
 
     # --- state ---
 
     def capture(self) -> RunState:
+        """The whole state; where processes hold shares, all of them call it and the first one gets the tensors."""
         tensors, numbers = pack_optimizer(self.optimizer)
         tensors |= {f"model/{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
         return RunState(
-            tensors,
+            gathered(tensors, self.world),
             numbers,
             self.scaler.state_dict(),
             self.progress,
@@ -102,10 +111,10 @@ class Trainer:
         )
 
     def restore(self, state: RunState) -> None:
-        self.model.load_state_dict(state.part("model/"))
+        self.model.load_state_dict(dealt_to(self.model, state.part("model/")))
         if self.ema is not None:
-            self.ema.module.load_state_dict(state.part("ema/"))
-        unpack_optimizer(self.optimizer, state)
+            self.ema.module.load_state_dict(dealt_to(self.ema.module, state.part("ema/")))
+        unpack_optimizer(self.optimizer, state, deal_optimizer_state)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
         self.progress = Progress(**asdict(state.progress))
@@ -117,8 +126,9 @@ class Trainer:
         """Saves the whole state (first process only); a state with a loss not yet known to be finite is not saved."""
         self._check_unseen_loss()
         self.progress.loss_sum = float(self._loss_sum)
-        if self.world.is_first:
-            save_state(self.folder, self.capture())
+        state = self.capture() if self.world.is_first or self.sharded else None
+        if state is not None and self.world.is_first:
+            save_state(self.folder, state)
         self._last_saved = time.monotonic()
 
     def evaluated_model(self) -> nn.Module:
@@ -170,10 +180,9 @@ class Trainer:
 
     def _no_reduction(self, waits: bool) -> AbstractContextManager:
         """Gradients are exchanged once a step, with the last part."""
-        inner = self.forward._orig_mod if self.recipe.compile else self.forward  # type: ignore[union-attr]
-        if waits and isinstance(inner, nn.parallel.DistributedDataParallel):
-            return inner.no_sync()
-        return nullcontext()
+        inner = self.forward._orig_mod if self.recipe.compile else self.forward
+        assert isinstance(inner, nn.Module)
+        return without_exchange(inner) if waits else nullcontext()
 
     def _agree(self, loss: torch.Tensor, unreadable: int) -> tuple[torch.Tensor, bool, bool, int]:
         """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint,
@@ -361,22 +370,33 @@ class Trainer:
         self._share_buffers(model)
         loader = self.inputs.validation or self.inputs.test
         with self.autocast():
-            evaluation = evaluate(model, loader, self.classes, world=self.world, dtype=self.dtype)
+            evaluation = self.evaluate(model, loader)
         better = evaluation.top1 > p.best_top1
         if better:
             p.best_top1, p.best_epoch = evaluation.top1, p.epoch
         p.last_metrics = evaluation.summary()
+        weights = gathered(model.state_dict(), self.world)
         if self.world.is_first:  # weights before the state: a kill in between repeats the epoch and writes them again
             info = self.model_info(evaluation, p.epoch)
             if better:
-                save_model(self.folder / BEST_FILE, model.state_dict(), info)
-            save_model(self.folder / LAST_FILE, model.state_dict(), info)
+                save_model(self.folder / BEST_FILE, weights, info)
+            save_model(self.folder / LAST_FILE, weights, info)
         return evaluation
+
+    def evaluate(self, model: nn.Module, loader: EvaluationLoader) -> Evaluation:
+        """Accuracy and loss of the run's model or its average, every sample once over all processes."""
+        idle = None
+        if self.sharded:
+            data = self.recipe.data
+            frames = (data.frames,) if self.inputs.kind == "events" else ()
+            shape = (1, *frames, data.channels, data.image_size, data.image_size)
+            idle = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return evaluate(model, loader, self.classes, world=self.world, dtype=self.dtype, idle=idle)
 
     def _rates(self, loader: EvaluationLoader) -> dict[str, float]:
         """Firing rate and estimated energy of the weights just evaluated; says what has died or saturated."""
         samples = self.recipe.log.rate_samples
-        if not samples or not self.world.is_first:
+        if not samples or not self.world.is_first or self.sharded:  # counted by one process alone
             return {}
         with self.autocast():
             monitor = RateMonitor(self.evaluated_model(), samples)

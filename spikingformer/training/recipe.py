@@ -98,6 +98,10 @@ class Recipe(Settings):
     compile: bool = Field(default=False, description="run the model through torch.compile")
     channels_last: bool = Field(default=False, description="keep 4-D weights and pictures in channels_last memory")
     deterministic: bool = Field(default=False, description="CUDA: ask PyTorch for deterministic kernels (slower)")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="several processes: ddp, each holds the whole model; fsdp, each holds a share of it (FSDP2)",
+    )
     sync_batchnorm: bool = Field(default=False, description="several processes: BatchNorm over the whole batch")
     workers: int = Field(default=2, ge=0, description="processes that decode and augment (per_sample engine)")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a process; null: PyTorch's choice")

@@ -14,19 +14,29 @@ from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
-from spikingformer.training.evaluation import evaluate
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import Trainer
+from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
 from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_run
-from spikingformer.training.setup import build_model, build_optimizer, choose_device
+from spikingformer.training.setup import build_average, build_model, build_optimizer, choose_device
 from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
 
 RESULT_FILE = "result.json"
 # what a resumed run may change without becoming another run
-_FREE_ON_RESUME = ("device", "workers", "threads", "checkpoint", "log", "evaluation_batch_size", "nonfinite", "compile")
+_FREE_ON_RESUME = (
+    "device",
+    "workers",
+    "threads",
+    "checkpoint",
+    "log",
+    "evaluation_batch_size",
+    "nonfinite",
+    "compile",
+    "parallel",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,13 @@ def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
         )
 
 
+def _processes(recipe: Recipe, world: World) -> str:
+    if world.size == 1:
+        return ", one process: nothing to share (parallel=fsdp)" if recipe.parallel == "fsdp" else ""
+    held = "each with a share (FSDP2; firing rates are not counted)" if is_sharded(recipe, world) else "each whole"
+    return f", {world.size} processes, {held}"
+
+
 def _prepare_machine(recipe: Recipe) -> None:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -85,6 +102,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         ValueError: bad recipe, data or folder, a loss that is not finite. StoppedBySignal: saved, not finished.
     """
     world = world or read_world()
+    check_parallel(recipe)
     resume = resume or world.restarts > 0
     device = choose_device(recipe.device, world.local_rank)
     _prepare_machine(recipe)
@@ -119,7 +137,12 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             model = synchronise(model, device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = model.to(device)
+        average = build_average(recipe, model, is_sharded(recipe, world))
+        for module in [model] if average is None else [model, average.module]:
+            if is_sharded(recipe, world):
+                shard(module, device, world)
+            else:
+                module.to(device)
         optimizer = build_optimizer(recipe, model)
         if world.is_first and state is None:
             start_run(folder, recipe)
@@ -127,7 +150,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         reporter = Reporter(folder, console, recipe.log.tensorboard, first_step, world.is_first)
         stack.callback(reporter.close)
         stop = stack.enter_context(stop_on_signals(launched=world.size > 1))
-        trainer = Trainer(recipe, model, optimizer, inputs, folder, device, world, reporter, stop)
+        trainer = Trainer(recipe, model, optimizer, inputs, folder, device, world, reporter, stop, average)
         if state is not None:
             trainer.restore(state)
             p = trainer.progress
@@ -141,7 +164,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         parameters = sum(parameter.numel() for parameter in model.parameters())
         reporter.say(
             f"{recipe.model.name}: {parameters:,} parameters, {len(inputs.class_names)} classes, on {device}"
-            + (f", {world.size} processes" if world.size > 1 else "")
+            + _processes(recipe, world)
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
         )
         began = time.monotonic()
@@ -160,9 +183,8 @@ def _finish(trainer: Trainer, seconds: float) -> Result:
         barrier(trainer.world)  # the first process may still be writing it
         weights, _ = read_model_file(path)
         model = trainer.evaluated_model()
-        load_weights(model, weights, path)
-        model.to(trainer.device)
-        test = evaluate(model, trainer.inputs.test, trainer.classes, world=trainer.world, dtype=trainer.dtype)
+        load_weights(model, dealt_to(model, weights), path)
+        test = trainer.evaluate(model, trainer.inputs.test)
         test_top1 = test.top1
         trainer.reporter.record("test", p.global_step, {**test.summary(), "epoch": p.best_epoch})
     result = Result(

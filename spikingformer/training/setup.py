@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from spikingformer.training.checkpoint import create_model, load_weights, read_model_file
@@ -89,6 +90,16 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
     )
+
+
+def build_average(recipe: Recipe, model: nn.Module, sharded: bool = False) -> ModelEmaV3 | None:
+    """The moving average of the weights, a copy of the model as it is now; None where the recipe wants none.
+
+    sharded: its weights will be dealt out; shares and whole buffers cannot be averaged in one call.
+    """
+    if recipe.ema.decay == 0:
+        return None
+    return ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, foreach=not sharded)
 
 
 class LearningRate:

@@ -7,6 +7,7 @@ and PyTorch's generators are re-seeded before each step).
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,12 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
     return tensors, {"numbers": numbers, "groups": groups}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, state: RunState) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    deal: Callable[[torch.optim.Optimizer, dict[int, dict[str, Any]]], None] | None = None,
+) -> None:
+    """Puts back what `pack_optimizer` gave; `deal` may change the values by parameter number before (shares)."""
     whole = optimizer.state_dict()
     values: dict[int, dict[str, Any]] = {}
     for name, tensor in state.part("optimizer/").items():
@@ -87,6 +93,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, state: RunState) -> None:
     for name, tensor in state.part("group/").items():
         number, _, key = name.partition("/")
         groups[int(number)][key] = tensor
+    if deal is not None:
+        deal(optimizer, values)
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
