@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,34 @@ def shard_paths(root: Path, pattern: str) -> list[Path]:
     return paths
 
 
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The regular files of a tar, in its order.
+
+    Raises:
+        tarfile.TarError, OSError: damaged, or cut off; between two files that shows only in the missing end marker.
+    """
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.isreg():
+                yield archive, member
+        if path.stat().st_size <= archive.offset:
+            raise tarfile.ReadError("it ends without the marker of an archive's end")
+
+
 def _index_shard(path: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Keys, and (offset, bytes, label) of each picture of one shard."""
     pictures: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                stem, dot, suffix = member.name.rpartition("/")[2].partition(".")
-                key = member.name.removesuffix(dot + suffix)
-                if f".{suffix.lower()}" in _PICTURES and stem:
-                    pictures[key] = (member.offset_data, min(member.size, _MAX_PICTURE_BYTES))
-                elif f".{suffix}" == _LABEL and member.size <= 32:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    labels[key] = int(stream.read())
+        for archive, member in _members(path):
+            stem, dot, suffix = member.name.rpartition("/")[2].partition(".")
+            key = member.name.removesuffix(dot + suffix)
+            if f".{suffix.lower()}" in _PICTURES and stem:
+                pictures[key] = (member.offset_data, min(member.size, _MAX_PICTURE_BYTES))
+            elif f".{suffix}" == _LABEL and member.size <= 32:
+                stream = archive.extractfile(member)
+                assert stream is not None
+                labels[key] = int(stream.read())
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a whole WebDataset shard ({error}); fetch it again") from None
     without = sorted(set(pictures) ^ set(labels))
@@ -119,9 +131,12 @@ def _read_at(path: Path, offset: int, size: int) -> bytes | UnreadablePicture:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
-            return file.read(size)
+            content = file.read(size)
     except OSError as error:
         return UnreadablePicture(f"{path}[{offset}]", str(error))
+    if len(content) < size:
+        return UnreadablePicture(f"{path}[{offset}]", f"the archive is cut off: {len(content)} of {size} bytes")
+    return content
 
 
 class TarPictures:
@@ -141,15 +156,14 @@ class TarPictures:
         places: list[tuple[int, int]] = []
         classes: list[str] = []
         try:
-            with tarfile.open(path, "r:") as archive:
-                for member in sorted(archive.getmembers(), key=lambda entry: entry.name):
-                    parts = Path(member.name).parts
-                    if member.isreg() and len(parts) > 1 and Path(member.name).suffix.lower() in _PICTURES:
-                        self.names.append(member.name)
-                        places.append((member.offset_data, min(member.size, _MAX_PICTURE_BYTES)))
-                        classes.append(parts[-2])
+            for member in sorted((member for _, member in _members(path)), key=lambda entry: entry.name):
+                parts = Path(member.name).parts
+                if len(parts) > 1 and Path(member.name).suffix.lower() in _PICTURES:
+                    self.names.append(member.name)
+                    places.append((member.offset_data, min(member.size, _MAX_PICTURE_BYTES)))
+                    classes.append(parts[-2])
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: not a whole tar ({error})") from None
+            raise ValueError(f"{path}: not a whole tar ({error}); fetch it again") from None
         if not places:
             raise ValueError(f"{path}: no pictures found. Expected CLASS/PICTURE.jpg in it")
         numbering = class_to_index or {name: number for number, name in enumerate(sorted(set(classes)))}
