@@ -117,7 +117,7 @@ def _own_cells(row: Row, table: Table, found: RowResult | None, results: Path) -
 
 
 def _own_needs(row: Row, table: Table, results: Path) -> str:
-    study = read_study(results, "gradient_routing_cifar10") if "cifar10" in row.id else None
+    study = read_study(results, "gradient_routing_cifar10") if row.recipe.endswith("cml_small_cpu.yaml") else None
     if study is None:
         return row.needs
     speed = min(r["train_samples_per_second"] for r in study["runs"])
