@@ -1,6 +1,5 @@
 """Events in pieces, from a file, a pipe, or a recording played in a loop: no more in memory than one piece."""
 
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +7,20 @@ from typing import BinaryIO
 
 import numpy as np
 
-from spikingformer.data.events import EVENT_DTYPE, EventFileError, read_aedat20
+from spikingformer.data.events import EventFileError, read_aedat20, sort_by_time
+from spikingformer.data.events.aedat31 import (
+    EVENT_BYTES,
+    PACKET_HEADER,
+    POLARITY,
+    RECORD,
+    TIME_OFFSET,
+    decode_records,
+)
 
 from .stream import Events
 
-# AEDAT 3.1 packets: type, source, event size, time offset, overflow, capacity, number, valid
-PACKET_HEADER = struct.Struct("<HHIIIIII")
-_POLARITY, _EVENT_BYTES = 1, 8
 _LARGEST_PACKET = 1 << 28  # bytes; a larger one is damage
 _LONGEST_HEADER_LINE = 1 << 16
-_RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
 
 
 def event_chunks(source: str | Path) -> Iterator[Events]:
@@ -50,11 +53,11 @@ def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
                 name, f"has an impossible packet: {size} bytes an event, capacity {capacity}, number {number}."
             )
         body = _read(file, capacity * size, name)
-        if kind != _POLARITY or not number:
+        if kind != POLARITY or not number:
             continue
-        if size != _EVENT_BYTES or time_offset != 4:
-            raise EventFileError(name, f"has polarity events of {size} bytes; expected {_EVENT_BYTES}.")
-        yield _decode(np.frombuffer(body, _RECORD, number), overflow)
+        if size != EVENT_BYTES or time_offset != TIME_OFFSET:
+            raise EventFileError(name, f"has polarity events of {size} bytes; expected {EVENT_BYTES}.")
+        yield sort_by_time(decode_records(np.frombuffer(body, RECORD, number), overflow, name))
 
 
 def looped(events: Events, seconds: float) -> Iterator[Events]:
@@ -95,13 +98,3 @@ def _read(file: BinaryIO, count: int, name: str, whole_or_nothing: bool = False)
     if left and (data or not whole_or_nothing):
         raise EventFileError(name, f"ends {left} bytes before the end of a packet: it was cut off.")
     return data
-
-
-def _decode(records: np.ndarray, overflow: int) -> Events:
-    word = records["data"]
-    valid = (word & 1).astype(bool)
-    word = word[valid]
-    events = np.zeros(len(word), EVENT_DTYPE)
-    events["x"], events["y"], events["p"] = (word >> 17) & 0x7FFF, (word >> 2) & 0x7FFF, (word >> 1) & 1
-    events["t"] = records["t"][valid].astype(np.int64) | overflow << 31
-    return events[np.argsort(events["t"], kind="stable")]

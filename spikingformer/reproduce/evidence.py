@@ -31,10 +31,11 @@ def _processor() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, GPU, versions, commit (and whether the package differed from it), time."""
+    """Processor, its instruction set, cores, GPU, versions, commit (and whether the package differed from it), time."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _processor(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
         "commit": _git("rev-parse", "--short", "HEAD"),

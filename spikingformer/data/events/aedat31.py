@@ -28,10 +28,10 @@ from .arrays import (
 from .headers import header_lines, split_header
 
 END_HEADER = b"#!END-HEADER"
-_PACKET = struct.Struct("<HHIIIIII")
-_POLARITY, _EVENT_BYTES, _TIME_OFFSET = 1, 8, 4
+PACKET_HEADER = struct.Struct("<HHIIIIII")
+POLARITY, EVENT_BYTES, TIME_OFFSET = 1, 8, 4
 _KNOWN_TYPES = 256  # event types are small numbers (0 special, 1 polarity, 2 frame, 3 IMU6 ...): others are damage
-_RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
+RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
 
 
 class _Packets(NamedTuple):
@@ -58,8 +58,20 @@ def read_aedat31(
     _, offset = split_header(data, path, "3.1", end_line=END_HEADER)
     packets = _walk_packets(data, offset, path, keep_truncated=truncated == "keep")
     view = memoryview(data)
-    chunks = [view[a : a + n * _EVENT_BYTES] for a, n in zip(packets.starts, packets.counts, strict=True)]
-    records = np.frombuffer(b"".join(chunks), _RECORD)
+    chunks = [view[a : a + n * EVENT_BYTES] for a, n in zip(packets.starts, packets.counts, strict=True)]
+    records = np.frombuffer(b"".join(chunks), RECORD)
+    overflows = np.repeat(np.array(packets.overflows, np.int64), packets.counts) if any(packets.overflows) else 0
+    events = decode_records(records, overflows, path)
+    check_on_sensor(events, sensor_size, path)
+    return sort_by_time(events)
+
+
+def decode_records(records: NDArray[np.void], overflow: int | NDArray[np.int64], path: str | Path) -> NDArray[np.void]:
+    """The valid events among polarity records, in file order.
+
+    overflow  the time overflow of their packets, one for all or one each
+    Raises EventFileError for times with the sign bit set.
+    """
     word, time = records["data"], records["t"]
     if len(time) and int(time.max()) >> 31:
         raise EventFileError(path, f"has the event time {int(time.max())} us; 31 bits are allowed (2147483647).")
@@ -68,26 +80,23 @@ def read_aedat31(
     events["y"] = (word >> 2) & 0x7FFF
     events["p"] = (word >> 1) & 1
     events["t"] = time
-    if any(packets.overflows):
-        events["t"] |= np.repeat(np.array(packets.overflows, np.int64) << 31, packets.counts)
+    if np.any(overflow):
+        events["t"] |= np.asarray(overflow, np.int64) << 31
     valid = (word & 1).astype(bool)
-    if not valid.all():
-        events = events[valid]
-    check_on_sensor(events, sensor_size, path)
-    return sort_by_time(events)
+    return events if valid.all() else events[valid]
 
 
 def _walk_packets(data: bytes, offset: int, path: str | Path, keep_truncated: bool) -> _Packets:
     packets = _Packets([], [], [])
     total = len(data)
-    unpack = _PACKET.unpack_from
+    unpack = PACKET_HEADER.unpack_from
     while offset < total:
-        if offset + _PACKET.size > total:
+        if offset + PACKET_HEADER.size > total:
             if keep_truncated:
                 break
             raise EventFileError(path, f"ends inside a packet header at byte {offset} of {total}: it was cut off.")
         kind, _, size, time_offset, overflow, capacity, number, valid = unpack(data, offset)
-        start = offset + _PACKET.size
+        start = offset + PACKET_HEADER.size
         if kind >= _KNOWN_TYPES or not 0 < size <= 1 << 28 or number > capacity or valid > number:
             raise EventFileError(
                 path,
@@ -101,12 +110,12 @@ def _walk_packets(data: bytes, offset: int, path: str | Path, keep_truncated: bo
                     path, f"ends at byte {total} inside a packet that should run to byte {end}: it was cut off."
                 )
             number = min(number, (total - start) // size)
-        if kind == _POLARITY and number:
-            if size != _EVENT_BYTES or time_offset != _TIME_OFFSET:
+        if kind == POLARITY and number:
+            if size != EVENT_BYTES or time_offset != TIME_OFFSET:
                 raise EventFileError(
                     path,
                     f"has polarity events of {size} bytes with the time at byte {time_offset} "
-                    f"(packet at byte {offset}); expected {_EVENT_BYTES} and {_TIME_OFFSET}.",
+                    f"(packet at byte {offset}); expected {EVENT_BYTES} and {TIME_OFFSET}.",
                 )
             if overflow >> 31:
                 raise EventFileError(path, f"has the time overflow {overflow} in the packet at byte {offset}.")
@@ -132,7 +141,7 @@ def write_aedat31(
     check_writable(events, {"x": 0x7FFF, "y": 0x7FFF, "p": 1, "t": 2**62 - 1}, "AEDAT 3.1")
     if packet_events < 1:
         raise ValueError(f"packet_events is {packet_events}; expected at least 1.")
-    records = np.zeros(len(events), _RECORD)
+    records = np.zeros(len(events), RECORD)
     x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
     records["data"] = x << 17 | y << 2 | p << 1 | 1
     records["t"] = events["t"] & 0x7FFFFFFF
@@ -145,7 +154,7 @@ def write_aedat31(
             end = min(start + packet_events, run_end)
             count = end - start
             turn = int(overflow[start])
-            parts.append(_PACKET.pack(_POLARITY, 1, _EVENT_BYTES, _TIME_OFFSET, turn, count, count, count))
+            parts.append(PACKET_HEADER.pack(POLARITY, 1, EVENT_BYTES, TIME_OFFSET, turn, count, count, count))
             parts.append(records[start:end].tobytes())
             start = end
     Path(path).write_bytes(b"".join(parts))
