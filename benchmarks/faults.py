@@ -5,10 +5,8 @@ python -m benchmarks.faults --output benchmarks/results/faults.json
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,50 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from benchmarks.run_processes import SMALL, complete, differing, final_state, finish, start, words
+from benchmarks.planted_kills import RUN, kill_at_disk_call, kill_at_step
+from benchmarks.run_processes import complete, differing, final_state, finish, start, words
 from spikingformer.training.state import STATE_FILE, load_state
 from spikingformer.training.tensor_file import read_tensors
-
-RUN = (
-    *SMALL,
-    "epochs=3",
-    "batch_size=256",
-    "checkpoint.every_steps=2",
-    "ema.decay=0.9",
-    "mixing.mixup_alpha=0.5",
-    "model.drop_path_rate=0.1",
-)
-
-
-def kill_at_disk_call(number: int) -> None:
-    """Plants a SIGKILL at the n-th flush, link or rename of the process: inside a save."""
-    calls = 0
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync, os.replace, os.link = counted(os.fsync), counted(os.replace), counted(os.link)
-
-
-def kill_at_step(number: int) -> None:
-    """Plants a SIGKILL before the backward pass of a step."""
-    from spikingformer.training.loop import Trainer
-
-    forward = Trainer._loss
-
-    def call(self, *args):
-        if self.progress.global_step == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return forward(self, *args)
-
-    Trainer._loss = call
 
 
 def kill_runs(folder: Path, kills: int, draw: random.Random) -> dict:

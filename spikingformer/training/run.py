@@ -112,11 +112,11 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         problem = None
         if world.is_first:
             try:
+                stack.enter_context(locked(folder))  # before the next: no --resume while another run writes there
                 if not resume and has_run(folder):
                     raise ValueError(
                         f"{folder}: holds a run already; add --resume to go on with it, or choose another --output"
                     )
-                stack.enter_context(locked(folder))
             except ValueError as error:
                 problem = str(error)
         agree_to_start(world, problem)
@@ -154,8 +154,11 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         if state is not None:
             trainer.restore(state)
             p = trainer.progress
-            reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
-            if state.world_size != world.size:
+            if p.finished:
+                reporter.say(f"{folder}: finished already ({p.epoch} epochs)")
+            else:
+                reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
+            if state.world_size != world.size and not p.finished:
                 reporter.say(
                     f"begun by {state.world_size} processes, gone on with by {world.size}: the same batches, but the "
                     "sums and BatchNorm's statistics of each process differ from an unbroken run",

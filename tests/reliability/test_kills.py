@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -10,17 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run_processes import CONTEXT, SMALL, complete, differing, final_state, finish, start, words
-
-RUN = (
-    *SMALL,
-    "epochs=3",
-    "batch_size=256",
-    "checkpoint.every_steps=2",
-    "ema.decay=0.9",
-    "mixing.mixup_alpha=0.5",
-    "model.drop_path_rate=0.1",
-)
+from benchmarks.planted_kills import RUN, kill_at_disk_call, kill_at_step
+from benchmarks.run_processes import CONTEXT, complete, differing, final_state, finish, start, words
 
 
 @pytest.fixture(scope="module")
@@ -28,36 +20,6 @@ def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     assert complete(folder, RUN) == [0], words(folder)
     return folder
-
-
-def kill_at_disk_call(number: int) -> None:
-    """Plants a SIGKILL of this process at its n-th flush or rename: inside a save."""
-    calls = 0
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync, os.replace, os.link = counted(os.fsync), counted(os.replace), counted(os.link)
-
-
-def kill_at_step(number: int) -> None:
-    from spikingformer.training.loop import Trainer
-
-    forward = Trainer._loss
-
-    def call(self, *args):
-        if self.progress.global_step == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return forward(self, *args)
-
-    Trainer._loss = call
 
 
 def epochs_recorded(folder: Path) -> list[int]:
@@ -171,5 +133,17 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     folder = tmp_path / "run"
     with locked(folder):
         assert complete(folder, RUN) == [2]
+        (folder / "recipe.yaml").write_text("")  # as if it had begun: resuming would be the wrong advice now
+        assert complete(folder, RUN) == [2]
+    assert "holds a run already" not in words(folder)
     assert f"{folder}: another run is writing there (process {os.getpid()} on " in words(folder)
     assert "choose another --output or wait for it" in words(folder)
+
+
+def test_resuming_a_finished_run_says_so_and_keeps_its_weights(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    assert complete(folder, RUN, resume=True) == [0], words(folder)
+    assert f"{folder}: finished already (3 epochs)" in words(folder)
+    assert "going on from" not in words(folder)
+    assert differing(final_state(folder), final_state(unbroken)) == []
