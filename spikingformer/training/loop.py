@@ -204,12 +204,17 @@ class Trainer:
 
     def _stop_on(self, value: float) -> None:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        backs = f" after {p.step_backs} steps back" if p.step_backs else ""
+        others = (
+            "."
+            if self.recipe.nonfinite == "step_back"
+            else "; nonfinite=skip (leaves such steps out and counts them) or nonfinite=step_back (goes back to the "
+            "last checkpoint with half the learning rate)."
+        )
         raise NonFiniteLoss(
-            f"the loss is {value} in epoch {p.epoch}, step {p.step}, learning rate {rate:.3g}. "
+            f"the loss is {value} in epoch {p.epoch + 1}, step {p.step}, learning rate {rate:.3g}{backs}. "
             "The last checkpoint is whole: --resume goes on from it. Things to try: a lower optimizer.learning_rate or "
-            "a longer schedule.warmup_epochs; optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16; "
-            "nonfinite=skip (leaves such steps out and counts them) or nonfinite=step_back (goes back to the last "
-            "checkpoint with half the learning rate)."
+            "a longer schedule.warmup_epochs; optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16" + others
         )
 
     def _update(self) -> None:
@@ -276,11 +281,11 @@ class Trainer:
             self._stop_on(value)
             return
         backs, factor = self.progress.step_backs + 1, self.progress.learning_rate_factor / 2
-        where = f"epoch {self.progress.epoch}, step {self.progress.step}"
+        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         self.restore(state)
         self.progress.step_backs, self.progress.learning_rate_factor = backs, factor
         self.reporter.say(
-            f"loss {value} in {where}: back to epoch {self.progress.epoch}, step {self.progress.step}, "
+            f"loss {value} in {where}: back to epoch {self.progress.epoch + 1}, step {self.progress.step}, "
             f"learning rate x {factor:g} from here on",
             "yellow",
         )
