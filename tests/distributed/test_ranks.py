@@ -130,9 +130,10 @@ def wait_for_steps(folder: Path, count: int, seconds: float = 60) -> None:
     raise AssertionError(f"{folder}: fewer than {count} steps after {seconds} s: {words(folder, 0)}")
 
 
-def test_a_rank_that_dies_ends_the_others_with_a_clear_message(tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_rank_that_dies_ends_the_others_with_a_clear_message(tmp_path, parallel):
     folder = tmp_path / "run"
-    overrides = (*EXACT, "epochs=50", "checkpoint.every_steps=2")
+    overrides = (*EXACT, "epochs=50", "checkpoint.every_steps=2", f"parallel={parallel}")
     processes = start(folder, overrides, ranks=2)
     wait_for_steps(folder, 4)
     processes[1].kill()
