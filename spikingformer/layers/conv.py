@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikingformer.neurons import LIF, LIFConfig, State
 
+from .fused import fire, product, stage_ops
 from .pool import POOLS, max_pool
 from .sync_batchnorm import CPUSyncBatchNorm
 
@@ -52,7 +53,10 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
-        y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        if (ops := stage_ops(x, self.conv, self.bn)) is not None:
+            y = product(x, self.conv, ops).flatten(0, 1)
+        else:
+            y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return batch_norm(self.bn, y, repeats).unflatten(0, x.shape[:2])
 
 
@@ -82,6 +86,8 @@ class ConvBNLIF(nn.Module):
         self.lif = LIF(lif)
 
     def forward(self, x: Tensor, state: State | None = None, repeats: int = 1) -> Tensor:
+        if state is None and (ops := stage_ops(x, self.conv, self.bn, self.lif)) is not None:
+            return fire(product(x, self.conv, ops), self.bn, self.lif.config, ops, self.pool, repeats)
         y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         y = batch_norm(self.bn, y, repeats).unflatten(0, x.shape[:2])
         if self.pool == "cml":

@@ -1,10 +1,14 @@
 """Layers against what they stand for: repeated pictures, the two pools' gradients, attention in both orders."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, from_heads, max_pool, spike_attention, to_heads
+from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, from_heads, fused, max_pool, spike_attention, to_heads
+from spikingformer.neurons.backend import unavailable, use_backend
 
 D = torch.float64
 
@@ -105,3 +109,63 @@ def test_modules_are_plain_torch():
     unit = ConvBNLIF(3, 4, 3)
     assert isinstance(unit.conv, nn.Conv2d)
     assert isinstance(unit.bn, nn.BatchNorm2d)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch) -> list[str]:
+    """One entry a call of the fused stage."""
+    pytest.importorskip("spikingformer.native.ops")
+    from spikingformer.layers import conv
+
+    calls: list[str] = []
+    monkeypatch.setattr(conv, "fire", lambda *args: calls.append("fused") or fused.fire(*args))
+    return calls
+
+
+@pytest.mark.skipif(unavailable("native") is not None, reason="no compiled kernels here")
+@pytest.mark.parametrize("pool", [None, "cml", "sps"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_the_fused_stage_equals_the_modules(fused_calls, pool, training):
+    torch.manual_seed(0)
+    layer = ConvBNLIF(32, 24, 3, bias=True, pool=pool).to(D).train(training)
+    layer.bn.weight.data.uniform_(1.0, 2.0)
+    plain = copy.deepcopy(layer)
+    a = (torch.rand(3, 2, 32, 6, 8, dtype=D) < 0.3).to(D).requires_grad_()
+    b = a.detach().clone().requires_grad_()
+    out = layer(a)
+    with use_backend("reference"):
+        want = plain(b)
+        weight = torch.randn_like(want)
+        (want * weight).sum().backward()
+    (out * weight).sum().backward()
+    assert fused_calls == ["fused"]
+    assert torch.equal(out, want)
+    assert 0 < want.mean() < 1
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
+    for (key, p), q in zip(layer.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11, msg=key)
+    for (key, p), q in zip(layer.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14, msg=key)
+
+
+@pytest.mark.skipif(unavailable("native") is not None, reason="no compiled kernels here")
+def test_the_fused_stage_steps_aside_where_modules_are_watched_or_changed(fused_calls):
+    x = (torch.rand(2, 1, 32, 4, 4) < 0.3).float()
+    layer = ConvBNLIF(32, 16)
+    layer(x)
+    assert fused_calls == ["fused"]
+    seen = []
+    for part in (layer.conv, layer.bn, layer.lif):
+        handle = part.register_forward_hook(lambda m, *_: seen.append(type(m).__name__))
+        layer(x)
+        handle.remove()
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 32 * 32 * 16
+    layer(x, {})  # an explicit state: the neuron must start from it
+    torch.nn.utils.parametrizations.weight_norm(layer.conv)
+    layer(x)
+    layer.bn.momentum = None
+    layer(x)
+    assert seen == ["Conv2d", "BatchNorm2d", "LIF"]
+    assert fused_calls == ["fused"]

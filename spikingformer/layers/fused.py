@@ -1,0 +1,90 @@
+"""The fused forms of the layers: spike products and the pointwise stage as one pass, where they can serve.
+
+They compute what the plain composition of the layer's modules computes, so they step aside wherever someone looks at
+those modules or has changed them.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from spikingformer.neurons import LIF, LIFConfig
+from spikingformer.neurons.backend import choose_backend
+
+_FEW_CHANNELS = 16  # below, a product has too few inputs for skipping silent ones to pay
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether `module` is a plain `kind` whose call nobody watches."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _is_watched() -> bool:
+    """Whether every module call or every tensor operation is looked at (global hooks, counters)."""
+    if torch.compiler.is_compiling():
+        return False
+    return hooks._has_any_global_hook() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module | None = None) -> ModuleType | None:
+    """The fused operations that serve this layer for input x, or None where its modules must be called one by one."""
+    plain = _is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d) and (neuron is None or _is_plain(neuron, LIF))
+    if not plain or bn.running_mean is None or bn.momentum is None or bn.weight is None or _is_watched():
+        return None
+    backend = choose_backend(x)
+    if backend == "triton":
+        from spikingformer.neurons.triton import ops as triton_ops
+
+        return triton_ops
+    if backend == "native" and _native_serves(x, conv.weight, bn.weight):
+        from spikingformer.native import ops as native_ops
+
+        return native_ops
+    return None
+
+
+def _native_serves(*tensors: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and len({t.dtype for t in tensors}) == 1
+    )
+
+
+def product(x: Tensor, conv: nn.Conv2d, ops: ModuleType) -> Tensor:
+    """The convolution of spikes x (T, B, in, H, W), channels last in memory: (T, B, out, H, W)."""
+    if conv.kernel_size[0] == 1 and x.is_cuda:  # tokens are rows already: a matrix product, no convolution
+        y = F.linear(x.permute(0, 1, 3, 4, 2), conv.weight.flatten(1), conv.bias)
+        return y.permute(0, 1, 4, 2, 3)
+    images = x.flatten(0, 1)
+    convolve: Callable[..., Tensor] | None = getattr(ops, "spike_conv", None)
+    if convolve is not None and conv.in_channels >= _FEW_CHANNELS:
+        return convolve(images, conv.weight, conv.bias).unflatten(0, x.shape[:2])
+    images = images.contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(images, conv.weight, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
+    return y.unflatten(0, x.shape[:2])
+
+
+def fire(
+    y: Tensor, bn: nn.BatchNorm2d, config: LIFConfig, ops: ModuleType, pool: str | None = None, repeats: int = 1
+) -> Tensor:
+    """BatchNorm, pool and neuron over a product's output y (T, B, C, H, W) in one pass: spikes."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    if bn.training:
+        mean, rstd = ops.bn_statistics(y, bn.running_mean, bn.running_var, bn.momentum, bn.eps, repeats)
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+    else:
+        mean, rstd = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
+    spikes: Tensor = ops.bn_pool_lif(
+        y, mean, rstd, bn.weight, bn.bias, config, pool, batch_statistics=bn.training, repeats=repeats
+    )[0]
+    return spikes
