@@ -10,7 +10,6 @@ a process of its own per competitor (peak RSS less what stood before the step).
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -128,10 +127,16 @@ def activation_memory(kind: str, model_name: str, batch: int) -> None:
     model, x = prepare(model_name, batch)
     runner = (PlainModel(model) if kind == "plain" else model).train()
     runner(x[:2])  # lazy set-up of the libraries
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = resident_mb("VmRSS")
     step(runner, x, "training")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak_mb": peak / 2**20, "step_mb": (peak - before) / 2**20}))
+    peak = resident_mb("VmHWM")
+    print(json.dumps({"peak_mb": peak, "step_mb": peak - before}))
+
+
+def resident_mb(field: str) -> float:
+    """Of this process alone: ru_maxrss would start at the peak of the process that started it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def memory_rows() -> list[dict]:
