@@ -1,14 +1,9 @@
 // Products of spikes and weights in fp32: linear and 3x3 convolution (stride 1, padding 1), forward and weight gradient.
 //
-// Spikes are bits, token-major: bits [tokens, words_of(C)], a token being one pixel of one time step.
-// Weights are packed [tile][tap][C][tile width], so that a spike adds one contiguous row to a tile of sums.
-// A linear product has one tap; a convolution has nine, row by row, tap (dy, dx) reading the pixel at (y+dy-1, x+dx-1).
-#include "spikes.h"
+// Layouts: spike_product.h.
+#include "spike_product.h"
 
 namespace {
-
-constexpr long kWeightBlockBytes = 600 * 1024;  // weights walked at one go: they stay in a 1 MB L2 (measured, EPYC 9005)
-constexpr long kChunkTokens = 512;
 
 struct Geometry {
   long images, height, width, channels, outputs, taps;  // images = T * B; a linear product: 1 x 1 pixels
@@ -54,11 +49,11 @@ void unpack_spikes(const uint64_t* bits, long rows, long channels, float* spikes
 // weight (outputs, channels, taps) with any strides -> [tile][tap][channel][tile width], zeros past the last output.
 void pack_weight(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
                  long channels, long taps, float* packed, int threads) {
-  const Tiles tiles(outputs);
-  const long width = tiles.width(), block = 16;
+  const ProductBlocks product(outputs, channels, taps, FL);
+  const long width = product.vectors * FL, block = 16;
   const long blocks = (width + block - 1) / block;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-  for (long tile = 0; tile < tiles.count; tile++)
+  for (long tile = 0; tile < product.tiles; tile++)
     for (long b = 0; b < blocks; b++) {
       long n0 = b * block, n1 = minimum(width, n0 + block);
       for (long c0 = 0; c0 < channels; c0 += block)
@@ -71,141 +66,6 @@ void pack_weight(const float* weight, long stride_output, long stride_channel, l
             }
           }
     }
-}
-
-// The places that fired in tokens [first, last), one list per token.
-struct SpikeLists {
-  Scratch places, starts;
-  SpikeLists(long tokens, long channels)
-      : places((tokens * channels + kListSlack) * sizeof(uint16_t)), starts((tokens + 1) * sizeof(uint32_t)) {}
-  void fill(const uint64_t* bits, long first, long last, long channels) {
-    const long words = words_of(channels);
-    uint16_t* end = places.as<uint16_t>();
-    uint32_t* start = starts.as<uint32_t>();
-    for (long t = first; t < last; t++) {
-      *start++ = (uint32_t)(end - places.as<uint16_t>());
-      for (long w = 0; w < words; w++) end = list_ones(bits[t * words + w], (uint32_t)(w * 64), end);
-    }
-    *start = (uint32_t)(end - places.as<uint16_t>());
-  }
-};
-
-// Splits one token's sorted list at channel boundaries, so that a block of weights fits the cache.
-SPK_INLINE long lower_bound(const uint16_t* list, long count, long value) {
-  long low = 0;
-  while (low < count) {
-    long mid = (low + count) / 2;
-    if (list[mid] < value) low = mid + 1;
-    else count = mid;
-  }
-  return low;
-}
-
-template <int NV>
-void linear_tile(const Geometry& g, const SpikeLists& lists, long first, long last, const float* packed,
-                 const float* bias, float* out, long column) {
-  constexpr long L = Float::lanes;
-  const long width = minimum(NV * L, g.outputs - column);
-  const long blocks = (g.channels * NV * L * 4 + kWeightBlockBytes - 1) / kWeightBlockBytes;
-  const long block = (g.channels + blocks - 1) / blocks;
-  const uint16_t* places = lists.places.as<uint16_t>();
-  const uint32_t* starts = lists.starts.as<uint32_t>();
-  for (long b = 0; b < blocks; b++)
-    for (long t = first; t < last; t++) {
-      Float::Vector acc[NV];
-      float* o = out + t * g.outputs + column;
-      if (b) load_tile<NV>(acc, o, width);
-      else if (bias) load_tile<NV>(acc, bias + column, width);
-      else
-        for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
-      const uint16_t* list = places + starts[t - first];
-      long count = starts[t - first + 1] - starts[t - first];
-      if (blocks > 1) {
-        long from = lower_bound(list, count, b * block), to = lower_bound(list, count, (b + 1) * block);
-        list += from;
-        count = to - from;
-      }
-      add_rows<NV>(acc, packed, list, count);
-      store_tile<NV>(o, acc, width);
-    }
-}
-
-void linear_forward(const Geometry& g, const uint64_t* bits, const float* packed, const float* bias, float* out,
-                    int threads) {
-  const Tiles tiles(g.outputs);
-  const long tokens = g.tokens();
-  const long chunk = maximum(16, minimum(kChunkTokens, tokens / (4 * threads)));
-  const long chunks = (tokens + chunk - 1) / chunk;
-#pragma omp parallel num_threads(threads)
-  {
-    SpikeLists lists(chunk, g.channels);
-#pragma omp for schedule(dynamic)
-    for (long c = 0; c < chunks; c++) {
-      long first = c * chunk, last = minimum(tokens, first + chunk);
-      lists.fill(bits, first, last, g.channels);
-      with_vectors(tiles.vectors, [&](auto nv) {
-        for (long tile = 0; tile < tiles.count; tile++)
-          linear_tile<nv.value>(g, lists, first, last, packed + tile * g.channels * tiles.width(), bias, out,
-                                tile * tiles.width());
-      });
-    }
-  }
-}
-
-// Rows [first, last) of the image stack (row = image * height + y); lists start at row list_first.
-template <int NV>
-void conv_tile(const Geometry& g, const SpikeLists& lists, long list_first, long first, long last, const float* packed,
-               const float* bias, float* out, long column) {
-  constexpr long L = Float::lanes;
-  const long width = minimum(NV * L, g.outputs - column);
-  const long tap_floats = g.channels * NV * L;
-  const long group = maximum(1, minimum(9, kWeightBlockBytes / (tap_floats * 4)));
-  const uint16_t* places = lists.places.as<uint16_t>();
-  const uint32_t* starts = lists.starts.as<uint32_t>();
-  for (long tap0 = 0; tap0 < 9; tap0 += group) {
-    const long tap1 = minimum(9, tap0 + group);
-    for (long row = first; row < last; row++) {
-      const long y = row % g.height;
-      for (long x = 0; x < g.width; x++) {
-        Float::Vector acc[NV];
-        float* o = out + (row * g.width + x) * g.outputs + column;
-        if (tap0) load_tile<NV>(acc, o, width);
-        else if (bias) load_tile<NV>(acc, bias + column, width);
-        else
-          for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
-        for (long tap = tap0; tap < tap1; tap++) {
-          long dy = tap / 3 - 1, dx = tap % 3 - 1;
-          if (y + dy < 0 || y + dy >= g.height || x + dx < 0 || x + dx >= g.width) continue;
-          long pixel = (row + dy - list_first) * g.width + x + dx;
-          add_rows<NV>(acc, packed + tap * tap_floats, places + starts[pixel], starts[pixel + 1] - starts[pixel]);
-        }
-        store_tile<NV>(o, acc, width);
-      }
-    }
-  }
-}
-
-void conv_forward(const Geometry& g, const uint64_t* bits, const float* packed, const float* bias, float* out,
-                  int threads) {
-  const Tiles tiles(g.outputs);
-  const long rows = g.images * g.height;
-  const long chunk = maximum(1, minimum(kChunkTokens / g.width, rows / (4 * threads)));
-  const long chunks = (rows + chunk - 1) / chunk;
-#pragma omp parallel num_threads(threads)
-  {
-    SpikeLists lists((chunk + 2) * g.width, g.channels);
-#pragma omp for schedule(dynamic)
-    for (long c = 0; c < chunks; c++) {
-      long first = c * chunk, last = minimum(rows, first + chunk);
-      long list_first = maximum(0, first - 1), list_last = minimum(rows, last + 1);
-      lists.fill(bits, list_first * g.width, list_last * g.width, g.channels);
-      with_vectors(tiles.vectors, [&](auto nv) {
-        for (long tile = 0; tile < tiles.count; tile++)
-          conv_tile<nv.value>(g, lists, list_first, first, last, packed + tile * 9 * g.channels * tiles.width(), bias,
-                              out, tile * tiles.width());
-      });
-    }
-  }
 }
 
 // Weight gradient: grad_packed [tap][C][outputs] += sum over pixels that fired of the gradient at the pixel that the tap
@@ -312,8 +172,8 @@ SPK_EXPORT(unpack_spikes)(const uint64_t* bits, long rows, long channels, float*
 }
 // *size = floats that pack_weight writes
 SPK_EXPORT(packed_size)(long outputs, long channels, long taps, int64_t* size) {
-  Tiles tiles(outputs);
-  *size = tiles.count * tiles.width() * channels * taps;
+  const ProductBlocks blocks(outputs, channels, taps, FL);
+  *size = blocks.tiles * blocks.vectors * FL * channels * taps;
 }
 SPK_EXPORT(pack_weight)(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
                         long channels, long taps, float* packed, int threads) {
@@ -321,9 +181,7 @@ SPK_EXPORT(pack_weight)(const float* weight, long stride_output, long stride_cha
 }
 SPK_EXPORT(product_forward)(const uint64_t* bits, const float* packed, const float* bias, float* out, long images,
                             long height, long width, long channels, long outputs, long taps, int threads) {
-  Geometry g{images, height, width, channels, outputs, taps};
-  if (taps == 9) conv_forward(g, bits, packed, bias, out, threads);
-  else linear_forward(g, bits, packed, bias, out, threads);
+  product<false>({bits, packed, nullptr, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
 }
 SPK_EXPORT(product_weight_gradient)(const uint64_t* bits, const float* gradient, float* grad, long images, long height,
                                     long width, long channels, long outputs, long taps, int threads) {

@@ -45,15 +45,18 @@ SPK_INLINE uint16_t* list_ones(uint64_t word, uint32_t base, uint16_t* list) {
 }
 constexpr long kListSlack = 32;
 
-// acc[0..NV) += sum over the list of rows[place * NV * lanes + ...]
+// sums[0..NV) += sum over the list of rows[place * NV * lanes + ...]
 template <int NV>
-SPK_INLINE void add_rows(Float::Vector* acc, const float* rows, const uint16_t* list, long count) {
+SPK_INLINE void add_rows(Float::Vector* sums, const float* rows, const uint16_t* list, long count) {
   constexpr long L = Float::lanes;
-  for (long i = 0; i < count; i++) {
-    const float* row = rows + (size_t)list[i] * (NV * L);
+  Float::Vector acc[NV];  // locals: through the caller's reference they would live in memory
+  for (int j = 0; j < NV; j++) acc[j] = sums[j];
+  for (const uint16_t* end = list + count; list < end; list++) {
+    const float* row = rows + (size_t)*list * (NV * L);
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) acc[j] += load<Float>(row + j * L);
   }
+  for (int j = 0; j < NV; j++) sums[j] = acc[j];
 }
 
 // Outputs are cut in tiles of equal width, at most kMaxVectors vectors: the sums of a tile stay in registers.
