@@ -19,7 +19,7 @@ LIBRARY_NAME = "libspikingformer_native.so"
 RECORD_NAME = "build.json"  # what was built and with what, or why it was not
 COMMON_FLAGS = [
     "-std=c++17",
-    "-O2",
+    "-O3",
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=off",
