@@ -4,6 +4,10 @@
 // Weights are packed [tile][tap][C][tile width]: a linear product has one tap, a convolution nine, tap (dy, dx) reading
 // the pixel at (y+dy-1, x+dx-1). A block of them (some taps, some channels, one tile) that fits the first-level cache
 // serves a whole chunk of tokens before the next block is touched; the chunk's sums wait in the second-level cache.
+//
+// Where few inputs fire, each token has a list of those that did, and adds their rows. Where many do, the sums of every
+// subset of four rows are tabulated, and four bits of spikes pick one: one addition for four inputs at any rate (the
+// "method of four Russians", Arlazarov et al., 1970).
 #pragma once
 #include "shorts.h"
 
@@ -76,19 +80,23 @@ struct ProductPiece {
   long list_first, begin, end;
 };
 
-// f(token, reads): for every token of the piece, reads(g) gives each list of block `block` of the taps [tap0, tap1) as
-// g(tap, list, count).
-template <class F> SPK_INLINE void for_each_token(const ProductPiece& p, long tap0, long tap1, long block, F&& f) {
+// Whether tables are faster than lists here. The line was fitted to measured crossings (fp32 and int8 on an EPYC 9005
+// with avx512: docs/performance.md): short lists, of few channels, cost more than their additions.
+bool many_fire(const ProductArgs& a, const ProductBlocks& b, long begin, long end) {
+  if (a.counts) return false;  // tables are of bits
+  const uint64_t* words = (const uint64_t*)a.input;
+  long ones = 0;
+  for (long i = begin * words_of(a.channels); i < end * words_of(a.channels); i++) ones += __builtin_popcountll(words[i]);
+  const double crossing = 0.35 - 10. / (double)minimum(a.channels, b.words * 64);
+  return (double)ones > crossing * (double)((end - begin) * a.channels);
+}
+
+// f(token, reads): for every token of the piece, reads(g) calls g(tap, source) for each tap of [tap0, tap1) that lies
+// inside the picture, `source` being the token that it reads.
+template <class F> SPK_INLINE void for_each_token(const ProductPiece& p, long tap0, long tap1, F&& f) {
   const ProductArgs& a = p.a;
-  const uint16_t* places = p.lists.places.as<uint16_t>();
-  const uint32_t* starts = p.lists.starts.as<uint32_t>() + block - p.list_first * p.b.blocks;
-  const long stride = p.b.blocks;
   if (a.taps == 1) {
-    for (long token = p.begin; token < p.end; token++)
-      f(token, [&](auto&& g) SPK_INLINE_LAMBDA {
-        const uint32_t* s = starts + token * stride;
-        g(0, places + s[0], (long)(s[1] - s[0]));
-      });
+    for (long token = p.begin; token < p.end; token++) f(token, [&](auto&& g) SPK_INLINE_LAMBDA { g(0, token); });
     return;
   }
   long x = p.begin % a.width, y = p.begin / a.width % a.height;
@@ -96,9 +104,8 @@ template <class F> SPK_INLINE void for_each_token(const ProductPiece& p, long ta
     f(token, [&](auto&& g) SPK_INLINE_LAMBDA {
       for (long tap = tap0; tap < tap1; tap++) {
         const long dy = tap / 3 - 1, dx = tap % 3 - 1;
-        if ((unsigned long)(y + dy) >= (unsigned long)a.height || (unsigned long)(x + dx) >= (unsigned long)a.width) continue;
-        const uint32_t* s = starts + (token + dy * a.width + dx) * stride;
-        g(tap, places + s[0], (long)(s[1] - s[0]));
+        if ((unsigned long)(y + dy) < (unsigned long)a.height && (unsigned long)(x + dx) < (unsigned long)a.width)
+          g(tap, token + dy * a.width + dx);
       }
     });
     if (++x == a.width) {
@@ -107,25 +114,135 @@ template <class F> SPK_INLINE void for_each_token(const ProductPiece& p, long ta
     }
   }
 }
+// The same with the list of block `block` of each source: g(tap, list, count).
+template <class F> SPK_INLINE void for_each_list(const ProductPiece& p, long tap0, long tap1, long block, F&& f) {
+  const uint16_t* places = p.lists.places.as<uint16_t>();
+  const long stride = p.b.blocks;
+  const uint32_t* starts = p.lists.starts.as<uint32_t>() + block - p.list_first * stride;
+  for_each_token(p, tap0, tap1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
+    f(token, [&](auto&& g) SPK_INLINE_LAMBDA {
+      reads([&](long tap, long source) SPK_INLINE_LAMBDA {
+        const uint32_t* s = starts + source * stride;
+        g(tap, places + s[0], (long)(s[1] - s[0]));
+      });
+    });
+  });
+}
 
-template <int NV> void float_tile(const ProductPiece& p, long tile) {
+// ---- tables ---------------------------------------------------------------------------------------------------------
+
+// Groups of four inputs whose tables fit the first-level cache together: a power of two, at most 16 (64 bits).
+template <int NV> constexpr long table_groups() {
+  const long fit = kBlockBytes / (16 * NV * SPK_VECTOR_BYTES);
+  return fit >= 16 ? 16 : fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
+}
+
+// table[group][subset][NV] = sum of the subset's rows; row(i): the vectors of input i, or null past the last one.
+template <class Vector, int NV, class Row> SPK_INLINE void make_tables(long groups, Row&& vector_of, Vector* table) {
+  for (long g = 0; g < groups; g++)
+    for (int j = 0; j < NV; j++) {
+      Vector sums[16];
+      sums[0] = Vector{};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        const Vector v = vector_of(g * 4 + i, j);
+#pragma GCC unroll 8
+        for (int k = 0; k < (1 << i); k++) sums[k + (1 << i)] = sums[k] + v;
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; k++) table[(g * 16 + k) * NV + j] = sums[k];
+    }
+}
+
+template <class Vector, int NV> SPK_INLINE void add_table_rows(Vector* sums, const Vector* table, uint64_t bits, long groups) {
+  constexpr long G = table_groups<NV>();
+  Vector acc[NV];
+  for (int j = 0; j < NV; j++) acc[j] = sums[j];
+  if (groups == G) {
+#pragma GCC unroll 16
+    for (long g = 0; g < G; g++) {
+      const Vector* row = table + (g * 16 + ((bits >> (4 * g)) & 15)) * NV;
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; j++) acc[j] += row[j];
+    }
+  } else {
+    for (long g = 0; g < groups; g++) {
+      const Vector* row = table + (g * 16 + ((bits >> (4 * g)) & 15)) * NV;
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; j++) acc[j] += row[j];
+    }
+  }
+  for (int j = 0; j < NV; j++) sums[j] = acc[j];
+}
+
+// pass(tap, groups, first, last, bits): every block of inputs of a tile once, its tables made by make(tap, c0, groups);
+// bits(source) are the spikes of the block's inputs at a token.
+template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const ProductArgs& a, Make&& make, Pass&& pass) {
+  constexpr long step = table_groups<NV>() * 4;
+  const uint64_t* input = (const uint64_t*)a.input;
+  const long words = words_of(a.channels);
+  for (long tap = 0; tap < a.taps; tap++)
+    for (long c0 = 0; c0 < a.channels; c0 += step) {
+      const long here = minimum(step, a.channels - c0), groups = (here + 3) / 4, shift = c0 % 64;
+      const uint64_t mask = here == 64 ? ~0ull : (1ull << here) - 1;
+      make(tap, c0, groups);
+      pass(tap, groups, tap == 0 && c0 == 0, tap + 1 == a.taps && c0 + step >= a.channels,
+           [=](long source) SPK_INLINE_LAMBDA { return (input[source * words + c0 / 64] >> shift) & mask; });
+    }
+}
+
+// ---- fp32 -----------------------------------------------------------------------------------------------------------
+
+// What a token's sums start from on the first pass, and what is in `out` on later ones.
+template <int NV>
+SPK_INLINE void load_sums(const ProductArgs& a, Float::Vector* acc, const float* o, long column, long width, bool first) {
+  if (!first || a.accumulate) load_tile<NV>(acc, o, width);
+  else
+    for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
+  if (first && a.bias) {
+    Float::Vector bias[NV];
+    load_tile<NV>(bias, a.bias + column, width);
+    for (int j = 0; j < NV; j++) acc[j] += bias[j];
+  }
+}
+
+template <int NV> void float_table_tile(const ProductPiece& p, Float::Vector* table, long tile) {
+  const ProductArgs& a = p.a;
+  const long column = tile * NV * FL, width = minimum(NV * FL, a.outputs - column);
+  const float* packed = (const float*)a.packed + tile * a.taps * a.channels * NV * FL;
+  for_each_table<NV>(
+      a,
+      [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
+        make_tables<Float::Vector, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+          if (c0 + i >= a.channels) return Float::Vector{};
+          return load<Float>(packed + ((tap * a.channels + c0 + i) * NV + j) * FL);
+        }, table);
+      },
+      [&](long tap, long groups, bool first, bool, auto&& bits) SPK_INLINE_LAMBDA {
+        for_each_token(p, tap, tap + 1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
+          float* o = (float*)a.out + token * a.outputs + column;
+          Float::Vector acc[NV];
+          load_sums<NV>(a, acc, o, column, width, first);
+          reads([&](long, long source) SPK_INLINE_LAMBDA {
+            add_table_rows<Float::Vector, NV>(acc, table, bits(source), groups);
+          });
+          store_tile<NV>(o, acc, width);
+        });
+      });
+}
+
+template <int NV> void float_list_tile(const ProductPiece& p, long tile) {
   const ProductArgs& a = p.a;
   const long column = tile * NV * FL, width = minimum(NV * FL, a.outputs - column);
   const float* packed = (const float*)a.packed + tile * a.taps * a.channels * NV * FL;
   for (long tap0 = 0; tap0 < a.taps; tap0 += p.b.tap_group)
     for (long block = 0; block < p.b.blocks; block++) {
       const bool first = tap0 == 0 && block == 0;
-      for_each_token(p, tap0, minimum(a.taps, tap0 + p.b.tap_group), block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
-        Float::Vector acc[NV];
+      const long tap1 = minimum(a.taps, tap0 + p.b.tap_group);
+      for_each_list(p, tap0, tap1, block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
         float* o = (float*)a.out + token * a.outputs + column;
-        if (!first || a.accumulate) load_tile<NV>(acc, o, width);
-        else
-          for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
-        if (first && a.bias) {
-          Float::Vector bias[NV];
-          load_tile<NV>(bias, a.bias + column, width);
-          for (int j = 0; j < NV; j++) acc[j] += bias[j];
-        }
+        Float::Vector acc[NV];
+        load_sums<NV>(a, acc, o, column, width, first);
         reads([&](long tap, const uint16_t* list, long count) SPK_INLINE_LAMBDA {
           add_rows<NV>(acc, packed + tap * a.channels * NV * FL, list, count);
         });
@@ -133,6 +250,8 @@ template <int NV> void float_tile(const ProductPiece& p, long tile) {
       });
     }
 }
+
+// ---- the integer form -----------------------------------------------------------------------------------------------
 
 // fp32 sum * scale + bias, rounded to the nearest even, within int16
 SPK_INLINE Int requantize(Int sum, const float* scale, const float* bias, long n) {
@@ -147,10 +266,10 @@ SPK_INLINE Int requantize(Int sum, const float* scale, const float* bias, long n
 
 // The int16 sums of a chunk's tokens for one tile, and their int32 sums where int16 might not hold them.
 struct IntegerSums {
-  Scratch shorts, wide, held, spilled, rows;
+  Scratch shorts, wide, held, spilled;
   explicit IntegerSums(long tokens)
       : shorts(tokens * kBlockVectors * sizeof(Short)), wide(2 * tokens * kBlockVectors * sizeof(Short)),
-        held(tokens * sizeof(uint16_t)), spilled(tokens), rows(kBlockBytes + 16 * SPK_VECTOR_BYTES) {}
+        held(tokens * sizeof(uint16_t)), spilled(tokens) {}
 };
 
 template <int NV>
@@ -198,13 +317,70 @@ SPK_INLINE void finish_integer(const ProductArgs& a, long token, long column, co
   }
 }
 
-template <int NV> void integer_tile(const ProductPiece& p, const IntegerSums& sums, long tile) {
+// One token's sums during a pass: they start at rest or where the last pass left them.
+template <int NV> struct IntegerToken {
+  Short acc[NV];
+  Short* kept;
+  Int* wide;
+  uint16_t* held;
+  uint8_t* spilled;
+  long n;  // spikes in acc
+  SPK_INLINE IntegerToken(const IntegerSums& sums, long at, bool first)
+      : kept(sums.shorts.as<Short>() + at * NV), wide(sums.wide.as<Int>() + at * 2 * NV),
+        held(sums.held.as<uint16_t>() + at), spilled(sums.spilled.as<uint8_t>() + at), n(first ? 0 : *held) {
+    if (first) {
+      for (int j = 0; j < NV; j++) acc[j] = Short{};
+      *spilled = 0;
+    } else {
+      for (int j = 0; j < NV; j++) acc[j] = kept[j];
+    }
+  }
+  SPK_INLINE void empty() {
+    spill<NV>(acc, wide, *spilled);
+    for (int j = 0; j < NV; j++) acc[j] = Short{};
+    *spilled = 1;
+    n = 0;
+  }
+  SPK_INLINE void end(const ProductArgs& a, long token, long column, bool last) {
+    if (last) {
+      finish_integer<NV>(a, token, column, acc, wide, *spilled);
+    } else {
+      for (int j = 0; j < NV; j++) kept[j] = acc[j];
+      *held = (uint16_t)n;
+    }
+  }
+};
+
+template <int NV> void integer_table_tile(const ProductPiece& p, const IntegerSums& sums, Short* table, long tile) {
   const ProductArgs& a = p.a;
   const long column = tile * NV * SL;
   const int8_t* packed = (const int8_t*)a.packed + tile * a.taps * a.channels * NV * SL;
-  int16_t* rows = sums.rows.as<int16_t>();
-  uint16_t* held = sums.held.as<uint16_t>();
-  uint8_t* spilled = sums.spilled.as<uint8_t>();
+  for_each_table<NV>(
+      a,
+      [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
+        make_tables<Short, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+          return c0 + i < a.channels ? widen(packed + ((tap * a.channels + c0 + i) * NV + j) * SL) : Short{};
+        }, table);
+      },
+      [&](long tap, long groups, bool first, bool last, auto&& bits) SPK_INLINE_LAMBDA {
+        for_each_token(p, tap, tap + 1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
+          IntegerToken<NV> sum(sums, token - p.begin, first);
+          reads([&](long, long source) SPK_INLINE_LAMBDA {
+            const uint64_t now = bits(source);
+            const long count = __builtin_popcountll(now);
+            if (__builtin_expect(sum.n + count > kSafeSpikes, 0)) sum.empty();
+            add_table_rows<Short, NV>(sum.acc, table, now, groups);
+            sum.n += count;
+          });
+          sum.end(a, token, column, last);
+        });
+      });
+}
+
+template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSums& sums, int16_t* rows, long tile) {
+  const ProductArgs& a = p.a;
+  const long column = tile * NV * SL;
+  const int8_t* packed = (const int8_t*)a.packed + tile * a.taps * a.channels * NV * SL;
   for (long tap0 = 0; tap0 < a.taps; tap0 += p.b.tap_group)
     for (long block = 0; block < p.b.blocks; block++) {
       const long tap1 = minimum(a.taps, tap0 + p.b.tap_group);
@@ -212,42 +388,24 @@ template <int NV> void integer_tile(const ProductPiece& p, const IntegerSums& su
       const bool first = tap0 == 0 && block == 0, last = tap1 == a.taps && block + 1 == p.b.blocks;
       for (long tap = tap0; tap < tap1; tap++)
         for (long i = 0; i < (c1 - c0) * NV; i++) {
-          Short v = widen(packed + (tap * a.channels + c0) * NV * SL + i * SL);
+          Short v = widen(packed + ((tap * a.channels + c0) * NV + i) * SL);
           memcpy(rows + ((tap - tap0) * (c1 - c0) * NV + i) * SL, &v, sizeof v);
         }
-      for_each_token(p, tap0, tap1, block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
-        const long at = token - p.begin;
-        Short acc[NV], *kept = sums.shorts.as<Short>() + at * NV;
-        Int* wide = sums.wide.as<Int>() + at * 2 * NV;
-        long n = 0;
-        if (first) {
-          for (int j = 0; j < NV; j++) acc[j] = Short{};
-          spilled[at] = 0;
-        } else {
-          for (int j = 0; j < NV; j++) acc[j] = kept[j];
-          n = held[at];
-        }
+      for_each_list(p, tap0, tap1, block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
+        IntegerToken<NV> sum(sums, token - p.begin, first);
         reads([&](long tap, const uint16_t* list, long count) SPK_INLINE_LAMBDA {
           const int16_t* from = rows + ((tap - tap0) * (c1 - c0) - c0) * NV * SL;
-          while (__builtin_expect(n + count > kSafeSpikes, 0)) {
-            const long fits = kSafeSpikes - n;
-            add_short_rows<NV>(acc, from, list, fits);
-            spill<NV>(acc, wide, spilled[at]);
-            for (int j = 0; j < NV; j++) acc[j] = Short{};
-            spilled[at] = 1;
+          while (__builtin_expect(sum.n + count > kSafeSpikes, 0)) {
+            const long fits = kSafeSpikes - sum.n;
+            add_short_rows<NV>(sum.acc, from, list, fits);
+            sum.empty();
             list += fits;
             count -= fits;
-            n = 0;
           }
-          add_short_rows<NV>(acc, from, list, count);
-          n += count;
+          add_short_rows<NV>(sum.acc, from, list, count);
+          sum.n += count;
         });
-        if (last) {
-          finish_integer<NV>(a, token, column, acc, wide, spilled[at]);
-        } else {
-          for (int j = 0; j < NV; j++) kept[j] = acc[j];
-          held[at] = (uint16_t)n;
-        }
+        sum.end(a, token, column, last);
       });
     }
 }
@@ -265,19 +423,26 @@ template <bool integer> void product(const ProductArgs& a) {
   {
     SpikeLists lists(a, b, chunk + 2 * reach);
     IntegerSums sums(integer ? chunk : 1);
+    Scratch block(kBlockBytes + 16 * SPK_VECTOR_BYTES);  // tables, or rows of int8 weights as int16
 #pragma omp for schedule(dynamic)
     for (long item = 0; item < chunks * groups; item++) {
       const long c = item / groups, group = item % groups;
       const long begin = c * chunk, end = minimum(tokens, begin + chunk);
       const long list_first = maximum(0, begin - reach);
-      lists.fill(a, list_first, minimum(tokens, end + reach));
+      const bool tables = many_fire(a, b, begin, end);
+      if (!tables) lists.fill(a, list_first, minimum(tokens, end + reach));
       const ProductPiece piece{a, b, lists, list_first, begin, end};
       with_vectors(b.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
         if constexpr (NV <= kBlockVectors)
           for (long tile = b.tiles * group / groups; tile < b.tiles * (group + 1) / groups; tile++) {
-            if constexpr (integer) integer_tile<NV>(piece, sums, tile);
-            else float_tile<NV>(piece, tile);
+            if constexpr (integer) {
+              if (tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
+              else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
+            } else {
+              if (tables) float_table_tile<NV>(piece, block.as<Float::Vector>(), tile);
+              else float_list_tile<NV>(piece, tile);
+            }
           }
       });
     }
