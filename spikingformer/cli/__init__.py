@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (0 done, 2 bad input, 75 saved and stopped by a signal)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(_first_command(arguments))
-    args = parser.parse_args(arguments)
+    args, late = parser.parse_known_args(arguments)
+    if hasattr(args, "overrides"):  # argparse takes key=value only before the first option
+        args.overrides += [a for a in late if "=" in a and not a.startswith("-")]
+        late = [a for a in late if "=" not in a or a.startswith("-")]
+    if late:
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
     if args.version:
         from spikingformer import __version__
 

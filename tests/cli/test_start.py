@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from spikingformer.cli import COMMANDS
+from spikingformer.cli import COMMANDS, main
 
 HEAVY = ("torch", "timm", "torchvision", "numpy", "pydantic", "PIL")
 REPORT = f"import sys; print('heavy:', *(m for m in {HEAVY} if m in sys.modules))"
@@ -61,3 +61,12 @@ def test_an_unknown_attribute_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'modles'"):
         spikingformer.modles  # noqa: B018
+
+
+def test_overrides_may_follow_options(tmp_path, capsys):
+    recipe = "recipes/digits/spikingformer_cml.yaml"
+    assert main(["train", recipe, "--output", str(tmp_path / "run"), "epochs=1", "bad=1"]) == 2
+    assert "unknown key 'bad'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", recipe, "epochs=1", "--frob", "seed=1"])
+    assert "unrecognized arguments: --frob" in capsys.readouterr().err
