@@ -1,9 +1,8 @@
-"""Products of spikes and weights in float32: a row of weights is added for each spike, silence costs nothing.
+"""Products of spikes and weights in float32: rows of weights are added, nothing is multiplied (src/spike_product.h).
 
 N: images (time steps times batch), C, O: channels in and out, H, W: rows and columns, M: tokens.
-Spikes are packed to one bit each; for the backward only the bits are kept. Each call counts its spikes and takes the
-dense product instead where the firing rate is above the measured crossing, or where the input holds anything but 0
-and 1.
+Spikes are packed to one bit each; for the backward only the bits are kept. Where the input holds anything but 0 and 1,
+the dense product is taken instead.
 """
 
 import weakref
@@ -18,27 +17,9 @@ from .library import available_isas, current_isa, kernel, threads
 MAX_CHANNELS = 65535  # places of spikes are 16-bit numbers
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Firing rates above which the dense product is faster (0 to 1)."""
-
-    forward: float
-    weight_gradient: float
-
-
-# avx512: measured by `python -m benchmarks.cpu_kernels --cpu-time` on an EPYC 9005 against oneDNN's AVX-512 products
-# (benchmarks/results/cpu_kernels_avx512.json): forward crosses at 0.30 to 0.33, the gradient at 0.29 to 0.38 over seven
-# shapes. The others were not measured: guesses, avx2 because spikes were reported 2.3x ahead at 0.3 on such processors.
-CROSSINGS = {
-    ("avx512", 1): Crossing(1.0, 0.32),
-    ("avx512", 3): Crossing(1.0, 0.33),
-    ("avx2", 1): Crossing(0.40, 0.40),
-    ("avx2", 3): Crossing(0.40, 0.40),
-    ("portable", 1): Crossing(0.15, 0.15),
-    ("portable", 3): Crossing(0.15, 0.15),
-    ("neon", 1): Crossing(0.15, 0.15),
-    ("neon", 3): Crossing(0.15, 0.15),
-}
+# The weight gradient walks lists of spikes up to this firing rate, and tables above it. Measured on an EPYC 9005,
+# avx512: they meet at 0.20 to 0.22 over seven shapes (docs/performance.md).
+GRADIENT_TABLE_RATE = 0.2
 
 
 @dataclass
@@ -130,8 +111,9 @@ def product_weight_gradient(spikes: PackedSpikes, grad: Tensor, kernel_size: int
     out = torch.empty(k, k, c, o) if tokens.numel() and c else torch.zeros(k, k, c, o)
     if tokens.numel() and c:
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
-        kernel("product_weight_gradient", "ppplllllli")(
-            spikes.bits.data_ptr(), tokens.data_ptr(), out.data_ptr(), *shape, c, o, k * k, threads()
+        tables = int(spikes.rate > GRADIENT_TABLE_RATE)
+        kernel("product_weight_gradient", "pppllllllii")(
+            spikes.bits.data_ptr(), tokens.data_ptr(), out.data_ptr(), *shape, c, o, k * k, tables, threads()
         )
     return out.permute(3, 2, 0, 1)
 
@@ -158,12 +140,10 @@ class _SpikeProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         spikes = pack_spikes(s)
-        crossing = CROSSINGS[current_isa(), weight.shape[2]]
-        ctx.spikes, ctx.sparse_gradient = spikes, spikes.binary and spikes.rate <= crossing.weight_gradient
-        ctx.has_bias = bias is not None
+        ctx.spikes, ctx.has_bias = spikes, bias is not None
         # The bits stand for the spikes, so the float tensor can go.
         ctx.save_for_backward(weight, None if spikes.binary else s)
-        if spikes.binary and spikes.rate <= crossing.forward:
+        if spikes.binary:
             return product_forward(spikes, weight, bias)
         return _dense_forward(s.contiguous(memory_format=torch.channels_last), weight, bias)
 
@@ -175,10 +155,10 @@ class _SpikeProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_s = _input_gradient(grad, weight)
         if ctx.needs_input_grad[1]:
-            if ctx.sparse_gradient:
+            if s is None:
                 grad_weight = product_weight_gradient(ctx.spikes, grad, weight.shape[2])
             else:
-                grad_weight = _dense_weight_gradient(ctx.spikes.unpack() if s is None else s, grad, weight)
+                grad_weight = _dense_weight_gradient(s, grad, weight)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_s, grad_weight, grad_bias
@@ -200,7 +180,7 @@ def spike_conv(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     s: (N, C, H, W), best channels last in memory; weight: (O, C, k, k); bias: (O,) or None.
     Returns (N, O, H, W), channels last in memory. Anything that the spike product cannot serve (another dtype or
-    device, inputs that are not 0 or 1, a rate above the crossing, autocast, torch.compile) takes the dense product.
+    device, inputs that are not 0 or 1, autocast, torch.compile) takes the dense product.
     Raises ValueError for another kernel size or channels that do not match.
     """
     if s.dim() != 4 or weight.dim() != 4 or weight.shape[1] != s.shape[1]:

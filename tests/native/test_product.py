@@ -20,10 +20,9 @@ def isa(request):
         yield request.param
 
 
-@pytest.fixture
-def always_sparse(monkeypatch):
-    always = product_op.Crossing(1.0, 1.0)
-    monkeypatch.setattr(product_op, "CROSSINGS", dict.fromkeys(product_op.CROSSINGS, always))
+@pytest.fixture(params=[1.0, -1.0], ids=["lists", "tables"])
+def gradient_form(request, monkeypatch):
+    monkeypatch.setattr(product_op, "GRADIENT_TABLE_RATE", request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +54,11 @@ def spikes(*shape, rate=0.2, seed=0):
         (2, 24, 384, 2, 9),
     ],
 )
+@pytest.mark.parametrize("rate", [0.03, 0.6], ids=["forward by lists", "forward by tables"])
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
-def test_equals_the_dense_product_with_all_gradients(isa, always_sparse, kernel_size, n, c, o, h, w, with_bias):
+def test_equals_the_dense_product_with_all_gradients(isa, gradient_form, kernel_size, n, c, o, h, w, with_bias, rate):
     torch.manual_seed(0)
-    s = spikes(n, c, h, w)
+    s = spikes(n, c, h, w, rate=rate)
     weight = torch.randn(o, c, kernel_size, kernel_size)
     bias = torch.randn(o) if with_bias else None
     grad = torch.randn(n, o, h, w)
@@ -76,8 +76,8 @@ def test_equals_the_dense_product_with_all_gradients(isa, always_sparse, kernel_
     assert got[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.01, 1.0])
-def test_rates_from_silence_to_all_ones(isa, always_sparse, rate):
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.5, 1.0])
+def test_rates_from_silence_to_all_ones(isa, gradient_form, rate):
     s, weight = spikes(2, 100, 6, 6, rate=rate), torch.randn(50, 100, 3, 3)
     packed = pack_spikes(s)
     assert packed.binary
@@ -86,12 +86,13 @@ def test_rates_from_silence_to_all_ones(isa, always_sparse, rate):
     torch.testing.assert_close(spike_conv(s, weight), F.conv2d(s, weight, padding=1), **TOLERANCE)
 
 
-def test_wide_layers_walk_their_weights_in_blocks(isa, always_sparse):
-    s, weight = spikes(1, 3000, 5, 5, rate=0.05), torch.randn(200, 3000, 1, 1)
-    torch.testing.assert_close(spike_conv(s, weight), F.conv2d(s, weight), rtol=1e-3, atol=1e-3)
+def test_wide_layers_walk_their_weights_in_blocks(isa, gradient_form):
+    for rate in (0.05, 0.5):
+        s, weight = spikes(1, 3000, 5, 5, rate=rate), torch.randn(200, 3000, 1, 1)
+        torch.testing.assert_close(spike_conv(s, weight), F.conv2d(s, weight), rtol=1e-3, atol=1e-3)
 
 
-def test_many_small_images_and_parts_of_large_ones_in_the_weight_gradient(isa, always_sparse):
+def test_many_small_images_and_parts_of_large_ones_in_the_weight_gradient(isa, gradient_form):
     for shape in ((40, 70, 4, 4), (2, 70, 40, 30)):
         s, grad = spikes(*shape), torch.randn(shape[0], 20, *shape[2:])
         weight = torch.zeros(20, 70, 3, 3, requires_grad=True)
@@ -101,14 +102,14 @@ def test_many_small_images_and_parts_of_large_ones_in_the_weight_gradient(isa, a
         torch.testing.assert_close(got, weight.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_linear(isa, always_sparse):
+def test_linear(isa, gradient_form):
     s = spikes(2, 3, 5, 70)[:, 0].contiguous()
     weight = torch.randn(33, 70)
     torch.testing.assert_close(spike_linear(s, weight), F.linear(s, weight), **TOLERANCE)
 
 
 @pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan")])
-def test_anything_but_spikes_takes_the_dense_product(isa, always_sparse, value):
+def test_anything_but_spikes_takes_the_dense_product(isa, gradient_form, value):
     s, weight = spikes(1, 65, 3, 3), torch.randn(8, 65, 3, 3, requires_grad=True)
     s[0, 64, 2, 2] = value
     assert not pack_spikes(s).binary
@@ -120,20 +121,24 @@ def test_anything_but_spikes_takes_the_dense_product(isa, always_sparse, value):
     torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE)
 
 
-def test_dense_above_the_crossing_equals_too_and_keeps_bits(isa, monkeypatch):
-    monkeypatch.setattr(product_op, "CROSSINGS", dict.fromkeys(product_op.CROSSINGS, product_op.Crossing(0.0, 0.0)))
+def test_only_the_bits_are_kept_for_the_backward(isa):
     s, weight = spikes(1, 65, 3, 3), torch.randn(8, 65, 3, 3, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        out = spike_conv(s, weight)
+        spike_conv(s, weight)
     assert s.numel() not in kept, "the float spikes must not be kept"
-    grad = torch.randn_like(out)
-    (got,) = torch.autograd.grad(out, weight, grad)
-    (want,) = torch.autograd.grad(F.conv2d(s, weight, padding=1), weight, grad)
-    torch.testing.assert_close(got, want, **TOLERANCE)
 
 
-def test_a_changed_weight_is_packed_again(isa, always_sparse):
+def test_the_weight_gradient_over_many_tokens(isa, gradient_form):
+    """More tokens than the tables' chunk holds, and a last chunk that ends inside a word."""
+    s, grad = spikes(3, 33, 30, 31, rate=0.5), torch.randn(3, 20, 30, 31)
+    packed = pack_spikes(s)
+    expected = product_op._dense_weight_gradient(s.double(), grad.double(), torch.zeros(20, 33, 3, 3).double())
+    got = product_op.product_weight_gradient(packed, grad, 3)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_changed_weight_is_packed_again(isa, gradient_form):
     s, weight = spikes(1, 10, 2, 2), torch.nn.Parameter(torch.randn(4, 10, 1, 1))
     before = spike_conv(s, weight)
     with torch.no_grad():
@@ -141,7 +146,7 @@ def test_a_changed_weight_is_packed_again(isa, always_sparse):
     torch.testing.assert_close(spike_conv(s, weight), before * 2)
 
 
-def test_layouts_and_the_empty_batch(isa, always_sparse):
+def test_layouts_and_the_empty_batch(isa, gradient_form):
     s, weight = spikes(2, 20, 6, 5), torch.randn(12, 20, 3, 3).to(memory_format=torch.channels_last)
     expected = F.conv2d(s, weight, padding=1)
     torch.testing.assert_close(spike_conv(s.contiguous(), weight), expected, **TOLERANCE)

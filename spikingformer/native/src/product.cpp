@@ -161,6 +161,98 @@ void weight_gradient(const Geometry& g, const uint64_t* bits, const float* gradi
   }
 }
 
+// ---- weight gradient by tables --------------------------------------------------------------------------------------
+
+// Bit j of word i becomes bit i of word j (Warren, Hacker's Delight, 7-3).
+void transpose_bits(uint64_t* words) {
+  uint64_t mask = 0xffffffffull;
+  for (long j = 32; j; j >>= 1, mask ^= mask << j)
+    for (long k = 0; k < 64; k = (k + j + 1) & ~j) {
+      const uint64_t swapped = ((words[k] >> j) ^ words[k + j]) & mask;
+      words[k + j] ^= swapped;
+      words[k] ^= swapped << j;
+    }
+}
+
+// What one thread does at a time: one tile of outputs, channels [c0, c1), a chunk of tokens from `first` on.
+struct GradientPiece {
+  const Geometry& g;
+  const float* gradient;
+  const uint64_t* columns;  // [tap][C][pitch]: the chunk's spikes that each tap reads, one bit a token
+  long pitch, first, tokens, c0, c1;
+};
+
+template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector* table, float* grad, long column) {
+  constexpr long step = table_groups<NV>() * 4;
+  const Geometry& g = p.g;
+  const long width = minimum(NV * FL, g.outputs - column);
+  for (long t0 = 0; t0 < p.tokens; t0 += step) {
+    const long here = minimum(step, p.tokens - t0), groups = (here + 3) / 4, shift = t0 % 64;
+    const uint64_t mask = here == 64 ? ~0ull : (1ull << here) - 1;
+    make_tables<Float::Vector, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+      const long lanes = minimum(FL, width - j * FL);
+      if (i >= here || lanes <= 0) return Float::Vector{};
+      const float* row = p.gradient + (p.first + t0 + i) * g.outputs + column + j * FL;
+      return lanes == FL ? load<Float>(row) : load_part<Float>(row, lanes);
+    }, table);
+    const bool fresh = p.first == 0 && t0 == 0;
+    for (long tap = 0; tap < g.taps; tap++)
+      for (long c = p.c0; c < p.c1; c++) {
+        const uint64_t now = (p.columns[(tap * g.channels + c) * p.pitch + t0 / 64] >> shift) & mask;
+        if (!now && !fresh) continue;
+        float* o = grad + (tap * g.channels + c) * g.outputs + column;
+        Float::Vector acc[NV];
+        if (fresh)
+          for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
+        else load_tile<NV>(acc, o, width);
+        add_table_rows<Float::Vector, NV>(acc, table, now, groups);
+        store_tile<NV>(o, acc, width);
+      }
+  }
+}
+
+void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
+  constexpr long kChunk = 2048;  // tokens whose transposed spikes are held at a time
+  const ProductBlocks b(g.outputs, g.channels, g.taps, FL);
+  const long tokens = g.tokens(), words = words_of(g.channels), pitch = minimum(kChunk, tokens + 63) / 64;
+  const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + b.tiles - 1) / b.tiles));
+  Scratch column_memory(g.taps * g.channels * pitch * sizeof(uint64_t));
+  uint64_t* columns = column_memory.as<uint64_t>();
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch table(kBlockBytes + 16 * SPK_VECTOR_BYTES);
+    for (long first = 0; first < tokens; first += kChunk) {
+      const long here = minimum(kChunk, tokens - first), blocks = (here + 63) / 64;
+#pragma omp for schedule(static)
+      for (long item = 0; item < g.taps * words * blocks; item++) {
+        const long tap = item / (words * blocks), w = item / blocks % words, block = item % blocks;
+        const long dy = g.taps == 9 ? tap / 3 - 1 : 0, dx = g.taps == 9 ? tap % 3 - 1 : 0;
+        uint64_t square[64];
+        for (long i = 0; i < 64; i++) {
+          const long token = first + block * 64 + i;
+          const long x = token % g.width + dx, y = token / g.width % g.height + dy;
+          const bool inside = token < tokens && x >= 0 && x < g.width && y >= 0 && y < g.height;
+          square[i] = inside ? bits[(token + dy * g.width + dx) * words + w] : 0;
+        }
+        transpose_bits(square);
+        for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++)
+          columns[(tap * g.channels + c) * pitch + block] = square[c - w * 64];
+      }
+#pragma omp for schedule(dynamic)
+      for (long item = 0; item < b.tiles * parts; item++) {
+        const long tile = item / parts, part = item % parts;
+        const GradientPiece piece{g, gradient, columns, pitch, first, here, g.channels * part / parts,
+                                  g.channels * (part + 1) / parts};
+        with_vectors(b.vectors, [&](auto nv) {
+          constexpr int NV = nv.value;
+          if constexpr (NV <= kBlockVectors)
+            gradient_table_tile<NV>(piece, table.as<Float::Vector>(), grad, tile * NV * FL);
+        });
+      }
+    }
+  }
+}
+
 }  // namespace
 
 SPK_EXPORT(pack_spikes)(const float* spikes, long rows, long channels, uint64_t* bits, int64_t* ones,
@@ -183,7 +275,10 @@ SPK_EXPORT(product_forward)(const uint64_t* bits, const float* packed, const flo
                             long height, long width, long channels, long outputs, long taps, int threads) {
   product<false>({bits, packed, nullptr, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
 }
+// tables: by tables of subsets, the same time at any rate; else by lists, faster where little fires.
 SPK_EXPORT(product_weight_gradient)(const uint64_t* bits, const float* gradient, float* grad, long images, long height,
-                                    long width, long channels, long outputs, long taps, int threads) {
-  weight_gradient(Geometry{images, height, width, channels, outputs, taps}, bits, gradient, grad, threads);
+                                    long width, long channels, long outputs, long taps, int tables, int threads) {
+  const Geometry g{images, height, width, channels, outputs, taps};
+  if (tables) weight_gradient_tables(g, bits, gradient, grad, threads);
+  else weight_gradient(g, bits, gradient, grad, threads);
 }
