@@ -95,21 +95,33 @@ SPK_INLINE typename E::Arithmetic::Vector gather(const Stage& g, const typename 
   return sum;
 }
 
+// One row of sums a thread, added in the threads' order: the same rounding every time.
+struct ThreadSums {
+  long width, threads;
+  Scratch memory;
+  ThreadSums(long width, int threads) : width(width), threads(threads), memory(threads * width * sizeof(double)) {
+    memset(memory.memory, 0, threads * width * sizeof(double));
+  }
+  double* mine() const { return memory.as<double>() + omp_get_thread_num() * width; }
+  double total(long i) const {
+    double sum = 0;
+    for (long t = 0; t < threads; t++) sum += memory.as<double>()[t * width + i];
+    return sum;
+  }
+};
+
 template <class E>
 void statistics(const typename E::type* y, long rows, long channels, double* mean, double* variance, int threads) {
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  memset(mean, 0, channels * sizeof(double));
-  memset(variance, 0, channels * sizeof(double));
+  const ThreadSums all(2 * channels, threads);
   // Sums of differences from the first row: no cancellation when the mean is large beside the deviation.
 #pragma omp parallel num_threads(threads)
   {
     Range mine = my_share(rows, 64);
-    Scratch memory(2 * channels * sizeof(double));
-    double* sums = memory.as<double>();
-    memset(sums, 0, 2 * channels * sizeof(double));
+    double* sums = all.mine();
     for (long r0 = mine.begin; r0 < mine.end; r0 += 64) {
       long r1 = minimum(mine.end, r0 + 64);
       for (long c = 0; c < channels; c += L) {
@@ -129,15 +141,10 @@ void statistics(const typename E::type* y, long rows, long channels, double* mea
         }
       }
     }
-#pragma omp critical
-    for (long c = 0; c < channels; c++) {
-      mean[c] += sums[c];
-      variance[c] += sums[channels + c];
-    }
   }
   for (long c = 0; c < channels; c++) {
-    double shift = mean[c] / rows;
-    double v = variance[c] / rows - shift * shift;
+    double shift = all.total(c) / rows;
+    double v = all.total(channels + c) / rows - shift * shift;
     mean[c] = (double)y[c] + shift;
     variance[c] = v > 0 ? v : 0;
   }
@@ -259,7 +266,7 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
   constexpr long L = A::lanes;
   const Stage g(args, stage_args);
   const Neuron<A> shared(args);
-  memset(sums, 0, 2 * g.C * sizeof(double));
+  const ThreadSums all(2 * g.C, g.threads);
   const bool cml = g.pool == 1;
   const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W;
   const long z_step = cml ? g.pooled_step : g.step;
@@ -267,10 +274,9 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
 #pragma omp parallel num_threads(g.threads)
     {
       const Neuron<A> neuron = shared;
-      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V)), sum_memory(2 * g.C * sizeof(double));
+      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V));
       V *h = h_memory.as<V>(), *peaks = y_memory.as<V>();
-      double* my_sums = sum_memory.as<double>();
-      memset(my_sums, 0, 2 * g.C * sizeof(double));
+      double* my_sums = all.mine();
 #pragma omp for schedule(static)
       for (long row = 0; row < rows; row++) {
         for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
@@ -322,10 +328,9 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
           }
         });
       }
-#pragma omp critical
-      for (long c = 0; c < 2 * g.C; c++) sums[c] += my_sums[c];
     }
   });
+  for (long c = 0; c < 2 * g.C; c++) sums[c] = all.total(c);
 }
 
 // Pass 2: grad_y = scale * grad_z + slope * (y - mean) + offset, the last two zero where the statistics are fixed.
