@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .library import available_isas, current_isa, kernel, threads
 
@@ -148,6 +149,7 @@ class _SpikeProduct(torch.autograd.Function):
         return _dense_forward(s.contiguous(memory_format=torch.channels_last), weight, bias)
 
     @staticmethod
+    @once_differentiable  # a second derivative would be silently wrong
     def backward(ctx, grad: Tensor):
         weight, s = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
