@@ -81,8 +81,8 @@ class Engine:
     """A model made ready for inference on this processor; a later change of the model does not reach it.
 
     `form`: "float32" (the model's own numbers, up to the order of sums, which may differ with the batch) or "int8"
-    (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures (B, C, H, W) or event frames
-    (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
+    (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
+    (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
     Raises ValueError for a model that is not of this package, and RuntimeError where the C++ kernels are missing.
     """
