@@ -41,7 +41,10 @@ _FREE_ON_RESUME = (
 
 @dataclass(frozen=True)
 class Result:
-    """top1, percent: of the best and of the last epoch on the part that chose; test: best weights on the test part."""
+    """top1, percent: of the best and of the last epoch on the part that chose; test: best weights on the test part.
+
+    seconds: of the call that ended the run; a resumed run's earlier calls are in metrics.jsonl, epoch by epoch.
+    """
 
     folder: str
     best_top1: float
@@ -170,11 +173,20 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             + _processes(recipe, world)
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
         )
+        measured = _seconds_of(folder) if trainer.progress.finished else None
         began = time.monotonic()
         total = trainer.steps_per_epoch * recipe.total_epochs
         with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:
             trainer.run(bar)
-        return _finish(trainer, time.monotonic() - began)
+        return _finish(trainer, time.monotonic() - began if measured is None else measured)
+
+
+def _seconds_of(folder: Path) -> float | None:
+    """What the run's result says of its last leg: asking again for a finished run must not overwrite it."""
+    try:
+        return float(json.loads((folder / RESULT_FILE).read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _finish(trainer: Trainer, seconds: float) -> Result:

@@ -194,4 +194,6 @@ def test_resume_with_another_recipe_is_refused(tmp_path):
 def test_finished_run_is_not_repeated(tmp_path, monkeypatch):
     first = train(tiny_recipe(epochs=1), tmp_path)
     monkeypatch.setattr(MemoryTraining, "steps", None)
-    assert train(tiny_recipe(epochs=1), tmp_path, resume=True).best_top1 == first.best_top1
+    again = train(tiny_recipe(epochs=1), tmp_path, resume=True)
+    assert again.best_top1 == first.best_top1
+    assert again.seconds == first.seconds, "a finished run's result keeps the time that it took"
