@@ -30,6 +30,7 @@ ROWS = {  # name: (model, batch, mode, rounds)
     "inference CIFAR 4-384 b32": ("spikingformer_cml_4_384", 32, "inference", 7),
     "inference CIFAR 4-384 b1": ("spikingformer_cml_4_384", 1, "inference", 15),
     "inference ImageNet 8-384 b2": ("spikingformer_cml_8_384", 2, "inference", 5),
+    "inference ImageNet 8-384 b1": ("spikingformer_cml_8_384", 1, "inference", 5),
     "inference DVS 2-256 T=16 b4": ("spikingformer_cml_2_256", 4, "inference", 5),
     "training CIFAR 4-384 b16": ("spikingformer_cml_4_384", 16, "training", 5),
     "training DVS 2-256 T=16 b4": ("spikingformer_cml_2_256", 4, "training", 5),
