@@ -129,13 +129,6 @@ void pool_bits(const uint64_t* in, long images, long height, long width, long wo
 
 // ---- attention ----------------------------------------------------------------------------------------------------
 
-SPK_INLINE uint64_t cut(const uint64_t* row, long bit, long n) {  // n <= 64 bits from any place
-  const long w = bit / 64, s = bit % 64;
-  uint64_t v = row[w] >> s;
-  if (s && s + n > 64) v |= row[w + 1] << (64 - s);
-  return n == 64 ? v : v & ((1ull << n) - 1);
-}
-
 // qkv bits [steps][images][tokens][words of 3C] to spikes [steps][images][tokens][words of C] through k^T v, q (k^T v),
 // scale and the neuron. Sums are non-negative and saturate at 2^15 - 1.
 template <class N>
@@ -254,7 +247,7 @@ void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, con
   const Tiles tiles(outputs);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long row = 0; row < images * height; row++)
-    with_vectors(tiles.vectors, [&](auto nv) {
+    with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
       for (long tile = 0; tile < tiles.count; tile++)
         dense_stem_tile<nv.value>(x, weight, scale, bias, row, height, width, channels, outputs, padded,
                                   tile * tiles.width(), out);
@@ -315,8 +308,7 @@ SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args);
 SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
 // *width = outputs of a tile of packed weights, for the integer form or the fp32 one
 SPK_EXPORT(engine_tile_width)(long outputs, long taps, int integer, int64_t* width) {
-  const long lanes = integer ? SL : FL;
-  *width = ProductBlocks(outputs, 1, taps, lanes).vectors * lanes;
+  *width = product_tiles(outputs, integer ? SL : FL).width();
 }
 SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
                               long height, long width, long channels, long outputs, long padded, int16_t* out,

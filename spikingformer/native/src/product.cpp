@@ -49,11 +49,11 @@ void unpack_spikes(const uint64_t* bits, long rows, long channels, float* spikes
 // weight (outputs, channels, taps) with any strides -> [tile][tap][channel][tile width], zeros past the last output.
 void pack_weight(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
                  long channels, long taps, float* packed, int threads) {
-  const ProductBlocks product(outputs, channels, taps, FL);
-  const long width = product.vectors * FL, block = 16;
+  const Tiles tiles = product_tiles(outputs, FL);
+  const long width = tiles.width(), block = 16;
   const long blocks = (width + block - 1) / block;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-  for (long tile = 0; tile < product.tiles; tile++)
+  for (long tile = 0; tile < tiles.count; tile++)
     for (long b = 0; b < blocks; b++) {
       long n0 = b * block, n1 = minimum(width, n0 + block);
       for (long c0 = 0; c0 < channels; c0 += block)
@@ -138,7 +138,7 @@ void weight_gradient(const Geometry& g, const uint64_t* bits, const float* gradi
               }
             }
           }
-      with_vectors(tiles.vectors, [&](auto nv) {
+      with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
         for (long tile = 0; tile < tiles.count; tile++) {
           const long column = tile * tile_width, width = minimum(tile_width, g.outputs - column);
           for (long image = 0; image < chunk.images; image++)
@@ -187,9 +187,8 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
   const Geometry& g = p.g;
   const long width = minimum(NV * FL, g.outputs - column);
   for (long t0 = 0; t0 < p.tokens; t0 += step) {
-    const long here = minimum(step, p.tokens - t0), groups = (here + 3) / 4, shift = t0 % 64;
-    const uint64_t mask = here == 64 ? ~0ull : (1ull << here) - 1;
-    make_tables<Float::Vector, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+    const long here = minimum(step, p.tokens - t0), groups = (here + 3) / 4;
+    make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
       const long lanes = minimum(FL, width - j * FL);
       if (i >= here || lanes <= 0) return Float::Vector{};
       const float* row = p.gradient + (p.first + t0 + i) * g.outputs + column + j * FL;
@@ -198,14 +197,14 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
     const bool fresh = p.first == 0 && t0 == 0;
     for (long tap = 0; tap < g.taps; tap++)
       for (long c = p.c0; c < p.c1; c++) {
-        const uint64_t now = (p.columns[(tap * g.channels + c) * p.pitch + t0 / 64] >> shift) & mask;
+        const uint64_t now = cut(p.columns + (tap * g.channels + c) * p.pitch, t0, here);
         if (!now && !fresh) continue;
         float* o = grad + (tap * g.channels + c) * g.outputs + column;
         Float::Vector acc[NV];
         if (fresh)
           for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
         else load_tile<NV>(acc, o, width);
-        add_table_rows<Float::Vector, NV>(acc, table, now, groups);
+        add_table_rows<NV>(acc, table, now, groups);
         store_tile<NV>(o, acc, width);
       }
   }
@@ -213,14 +212,14 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
 
 void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
   constexpr long kChunk = 2048;  // tokens whose transposed spikes are held at a time
-  const ProductBlocks b(g.outputs, g.channels, g.taps, FL);
+  const Tiles tiles = product_tiles(g.outputs, FL);
   const long tokens = g.tokens(), words = words_of(g.channels), pitch = minimum(kChunk, tokens + 63) / 64;
-  const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + b.tiles - 1) / b.tiles));
+  const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + tiles.count - 1) / tiles.count));
   Scratch column_memory(g.taps * g.channels * pitch * sizeof(uint64_t));
   uint64_t* columns = column_memory.as<uint64_t>();
 #pragma omp parallel num_threads(threads)
   {
-    Scratch table(kBlockBytes + 16 * SPK_VECTOR_BYTES);
+    Scratch table(kBlockBytes);
     for (long first = 0; first < tokens; first += kChunk) {
       const long here = minimum(kChunk, tokens - first), blocks = (here + 63) / 64;
 #pragma omp for schedule(static)
@@ -239,14 +238,12 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
           columns[(tap * g.channels + c) * pitch + block] = square[c - w * 64];
       }
 #pragma omp for schedule(dynamic)
-      for (long item = 0; item < b.tiles * parts; item++) {
+      for (long item = 0; item < tiles.count * parts; item++) {
         const long tile = item / parts, part = item % parts;
         const GradientPiece piece{g, gradient, columns, pitch, first, here, g.channels * part / parts,
                                   g.channels * (part + 1) / parts};
-        with_vectors(b.vectors, [&](auto nv) {
-          constexpr int NV = nv.value;
-          if constexpr (NV <= kBlockVectors)
-            gradient_table_tile<NV>(piece, table.as<Float::Vector>(), grad, tile * NV * FL);
+        with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
+          gradient_table_tile<nv.value>(piece, table.as<Float::Vector>(), grad, tile * tiles.width());
         });
       }
     }
@@ -264,8 +261,8 @@ SPK_EXPORT(unpack_spikes)(const uint64_t* bits, long rows, long channels, float*
 }
 // *size = floats that pack_weight writes
 SPK_EXPORT(packed_size)(long outputs, long channels, long taps, int64_t* size) {
-  const ProductBlocks blocks(outputs, channels, taps, FL);
-  *size = blocks.tiles * blocks.vectors * FL * channels * taps;
+  const Tiles tiles = product_tiles(outputs, FL);
+  *size = tiles.count * tiles.width() * channels * taps;
 }
 SPK_EXPORT(pack_weight)(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
                         long channels, long taps, float* packed, int threads) {

@@ -28,17 +28,15 @@ struct ProductArgs {
   int32_t counts, accumulate, max_count, threads;
 };
 
-// Outputs in tiles of equal width, channels and taps in blocks.
-struct ProductBlocks {
-  long tiles, vectors;           // vectors of `lanes` outputs in a tile
-  long words, blocks, tap_group;  // 64-channel words in a block of channels, such blocks, taps in a block
-  ProductBlocks(long outputs, long channels, long taps, long lanes) {
-    const long all = (outputs + lanes - 1) / lanes;
-    tiles = maximum(1, (all + kBlockVectors - 1) / kBlockVectors);
-    vectors = maximum(1, (all + tiles - 1) / tiles);
-    const long row_bytes = vectors * SPK_VECTOR_BYTES;
+Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kBlockVectors); }
+
+// How lists walk a tile's weights.
+struct ListBlocks {
+  long words, count, tap_group;  // 64-channel words in a block of channels, such blocks, taps in a block
+  ListBlocks(const Tiles& tiles, long channels, long taps) {
+    const long row_bytes = tiles.vectors * SPK_VECTOR_BYTES;
     words = maximum(1, minimum(words_of(channels), kBlockBytes / (64 * row_bytes)));
-    blocks = (words_of(channels) + words - 1) / words;
+    count = (words_of(channels) + words - 1) / words;
     tap_group = taps == 9 && 3 * minimum(channels, words * 64) * row_bytes <= kBlockBytes ? 3 : 1;
   }
 };
@@ -46,13 +44,11 @@ struct ProductBlocks {
 // Places that fired, one list per token and block of channels; counts repeat a place.
 struct SpikeLists {
   Scratch places, starts;
-  long words, blocks, filled_first = -1;
-  SpikeLists(const ProductArgs& a, const ProductBlocks& b, long tokens)
+  long words;
+  SpikeLists(const ProductArgs& a, const ListBlocks& b, long tokens)
       : places((tokens * a.channels * (a.counts ? a.max_count : 1) + kListSlack) * sizeof(uint16_t)),
-        starts((tokens * b.blocks + 1) * sizeof(uint32_t)), words(b.words), blocks(b.blocks) {}
+        starts((tokens * b.count + 1) * sizeof(uint32_t)), words(b.words) {}
   void fill(const ProductArgs& a, long first, long last) {
-    if (filled_first == first) return;
-    filled_first = first;
     const long all = words_of(a.channels);
     uint16_t *begin = places.as<uint16_t>(), *end = begin;
     uint32_t* start = starts.as<uint32_t>();
@@ -75,14 +71,14 @@ struct SpikeLists {
 // What one thread does at a time: a chunk of tokens, some tiles.
 struct ProductPiece {
   const ProductArgs& a;
-  const ProductBlocks& b;
+  const ListBlocks& b;
   const SpikeLists& lists;
   long list_first, begin, end;
 };
 
 // Whether tables are faster than lists here. The line was fitted to measured crossings (fp32 and int8 on an EPYC 9005
 // with avx512: docs/performance.md): short lists, of few channels, cost more than their additions.
-bool many_fire(const ProductArgs& a, const ProductBlocks& b, long begin, long end) {
+bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
   if (a.counts) return false;  // tables are of bits
   const uint64_t* words = (const uint64_t*)a.input;
   long ones = 0;
@@ -117,7 +113,7 @@ template <class F> SPK_INLINE void for_each_token(const ProductPiece& p, long ta
 // The same with the list of block `block` of each source: g(tap, list, count).
 template <class F> SPK_INLINE void for_each_list(const ProductPiece& p, long tap0, long tap1, long block, F&& f) {
   const uint16_t* places = p.lists.places.as<uint16_t>();
-  const long stride = p.b.blocks;
+  const long stride = p.b.count;
   const uint32_t* starts = p.lists.starts.as<uint32_t>() + block - p.list_first * stride;
   for_each_token(p, tap0, tap1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
     f(token, [&](auto&& g) SPK_INLINE_LAMBDA {
@@ -137,8 +133,8 @@ template <int NV> constexpr long table_groups() {
   return fit >= 16 ? 16 : fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
 }
 
-// table[group][subset][NV] = sum of the subset's rows; row(i): the vectors of input i, or null past the last one.
-template <class Vector, int NV, class Row> SPK_INLINE void make_tables(long groups, Row&& vector_of, Vector* table) {
+// table[group][subset][NV] = sum of the subset's rows; vector_of(i, j): vector j of row i, zeros past the last row.
+template <int NV, class Vector, class F> SPK_INLINE void make_tables(long groups, F&& vector_of, Vector* table) {
   for (long g = 0; g < groups; g++)
     for (int j = 0; j < NV; j++) {
       Vector sums[16];
@@ -154,7 +150,7 @@ template <class Vector, int NV, class Row> SPK_INLINE void make_tables(long grou
     }
 }
 
-template <class Vector, int NV> SPK_INLINE void add_table_rows(Vector* sums, const Vector* table, uint64_t bits, long groups) {
+template <int NV, class Vector> SPK_INLINE void add_table_rows(Vector* sums, const Vector* table, uint64_t bits, long groups) {
   constexpr long G = table_groups<NV>();
   Vector acc[NV];
   for (int j = 0; j < NV; j++) acc[j] = sums[j];
@@ -183,11 +179,10 @@ template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const P
   const long words = words_of(a.channels);
   for (long tap = 0; tap < a.taps; tap++)
     for (long c0 = 0; c0 < a.channels; c0 += step) {
-      const long here = minimum(step, a.channels - c0), groups = (here + 3) / 4, shift = c0 % 64;
-      const uint64_t mask = here == 64 ? ~0ull : (1ull << here) - 1;
+      const long here = minimum(step, a.channels - c0), groups = (here + 3) / 4;
       make(tap, c0, groups);
       pass(tap, groups, tap == 0 && c0 == 0, tap + 1 == a.taps && c0 + step >= a.channels,
-           [=](long source) SPK_INLINE_LAMBDA { return (input[source * words + c0 / 64] >> shift) & mask; });
+           [=](long source) SPK_INLINE_LAMBDA { return cut(input + source * words, c0, here); });
     }
 }
 
@@ -213,7 +208,7 @@ template <int NV> void float_table_tile(const ProductPiece& p, Float::Vector* ta
   for_each_table<NV>(
       a,
       [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
-        make_tables<Float::Vector, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+        make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
           if (c0 + i >= a.channels) return Float::Vector{};
           return load<Float>(packed + ((tap * a.channels + c0 + i) * NV + j) * FL);
         }, table);
@@ -224,7 +219,7 @@ template <int NV> void float_table_tile(const ProductPiece& p, Float::Vector* ta
           Float::Vector acc[NV];
           load_sums<NV>(a, acc, o, column, width, first);
           reads([&](long, long source) SPK_INLINE_LAMBDA {
-            add_table_rows<Float::Vector, NV>(acc, table, bits(source), groups);
+            add_table_rows<NV>(acc, table, bits(source), groups);
           });
           store_tile<NV>(o, acc, width);
         });
@@ -236,7 +231,7 @@ template <int NV> void float_list_tile(const ProductPiece& p, long tile) {
   const long column = tile * NV * FL, width = minimum(NV * FL, a.outputs - column);
   const float* packed = (const float*)a.packed + tile * a.taps * a.channels * NV * FL;
   for (long tap0 = 0; tap0 < a.taps; tap0 += p.b.tap_group)
-    for (long block = 0; block < p.b.blocks; block++) {
+    for (long block = 0; block < p.b.count; block++) {
       const bool first = tap0 == 0 && block == 0;
       const long tap1 = minimum(a.taps, tap0 + p.b.tap_group);
       for_each_list(p, tap0, tap1, block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
@@ -271,18 +266,6 @@ struct IntegerSums {
       : shorts(tokens * kBlockVectors * sizeof(Short)), wide(2 * tokens * kBlockVectors * sizeof(Short)),
         held(tokens * sizeof(uint16_t)), spilled(tokens) {}
 };
-
-template <int NV>
-SPK_INLINE void add_short_rows(Short* sums, const int16_t* rows, const uint16_t* list, long count) {
-  Short acc[NV];  // locals: through the caller's reference they would live in memory, at four times the cost
-  for (int j = 0; j < NV; j++) acc[j] = sums[j];
-  for (long i = 0; i < count; i++) {
-    const int16_t* row = rows + (size_t)list[i] * (NV * SL);
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) acc[j] += load_short(row + j * SL);
-  }
-  for (int j = 0; j < NV; j++) sums[j] = acc[j];
-}
 
 template <int NV> SPK_INLINE void spill(const Short* acc, Int* wide, bool add) {
   for (int j = 0; j < NV; j++) {
@@ -358,7 +341,7 @@ template <int NV> void integer_table_tile(const ProductPiece& p, const IntegerSu
   for_each_table<NV>(
       a,
       [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
-        make_tables<Short, NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
+        make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
           return c0 + i < a.channels ? widen(packed + ((tap * a.channels + c0 + i) * NV + j) * SL) : Short{};
         }, table);
       },
@@ -369,7 +352,7 @@ template <int NV> void integer_table_tile(const ProductPiece& p, const IntegerSu
             const uint64_t now = bits(source);
             const long count = __builtin_popcountll(now);
             if (__builtin_expect(sum.n + count > kSafeSpikes, 0)) sum.empty();
-            add_table_rows<Short, NV>(sum.acc, table, now, groups);
+            add_table_rows<NV>(sum.acc, table, now, groups);
             sum.n += count;
           });
           sum.end(a, token, column, last);
@@ -382,10 +365,10 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
   const long column = tile * NV * SL;
   const int8_t* packed = (const int8_t*)a.packed + tile * a.taps * a.channels * NV * SL;
   for (long tap0 = 0; tap0 < a.taps; tap0 += p.b.tap_group)
-    for (long block = 0; block < p.b.blocks; block++) {
+    for (long block = 0; block < p.b.count; block++) {
       const long tap1 = minimum(a.taps, tap0 + p.b.tap_group);
       const long c0 = block * p.b.words * 64, c1 = minimum(a.channels, c0 + p.b.words * 64);
-      const bool first = tap0 == 0 && block == 0, last = tap1 == a.taps && block + 1 == p.b.blocks;
+      const bool first = tap0 == 0 && block == 0, last = tap1 == a.taps && block + 1 == p.b.count;
       for (long tap = tap0; tap < tap1; tap++)
         for (long i = 0; i < (c1 - c0) * NV; i++) {
           Short v = widen(packed + ((tap * a.channels + c0) * NV + i) * SL);
@@ -397,12 +380,12 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
           const int16_t* from = rows + ((tap - tap0) * (c1 - c0) - c0) * NV * SL;
           while (__builtin_expect(sum.n + count > kSafeSpikes, 0)) {
             const long fits = kSafeSpikes - sum.n;
-            add_short_rows<NV>(sum.acc, from, list, fits);
+            add_rows<NV>(sum.acc, from, list, fits);
             sum.empty();
             list += fits;
             count -= fits;
           }
-          add_short_rows<NV>(sum.acc, from, list, count);
+          add_rows<NV>(sum.acc, from, list, count);
           sum.n += count;
         });
         sum.end(a, token, column, last);
@@ -411,39 +394,44 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
 }
 
 template <bool integer> void product(const ProductArgs& a) {
-  const ProductBlocks b(a.outputs, a.channels, a.taps, integer ? SL : FL);
+  const Tiles tiles = product_tiles(a.outputs, integer ? SL : FL);
+  const ListBlocks b(tiles, a.channels, a.taps);
   const long tokens = a.images * a.height * a.width;
   // A convolution also lists the rows above and below a chunk: several rows at once keep that share small.
   const long most = a.taps == 9 ? maximum(kChunkTokens, 8 * a.width) : kChunkTokens;
   const long chunks = (tokens + most - 1) / most, chunk = (tokens + chunks - 1) / chunks;
   const long reach = a.taps == 9 ? a.width + 1 : 0;
   // Few chunks: several threads share one, so that no thread waits and none walks all weights for a few tokens.
-  const long groups = maximum(1, minimum(b.tiles, (4 * a.threads + chunks - 1) / chunks));
+  const long groups = maximum(1, minimum(tiles.count, (4 * a.threads + chunks - 1) / chunks));
 #pragma omp parallel num_threads(a.threads)
   {
     SpikeLists lists(a, b, chunk + 2 * reach);
     IntegerSums sums(integer ? chunk : 1);
-    Scratch block(kBlockBytes + 16 * SPK_VECTOR_BYTES);  // tables, or rows of int8 weights as int16
+    Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
+    long listed = -1;  // the chunk that `lists` and `by_tables` are about
+    bool by_tables = false;
 #pragma omp for schedule(dynamic)
     for (long item = 0; item < chunks * groups; item++) {
       const long c = item / groups, group = item % groups;
       const long begin = c * chunk, end = minimum(tokens, begin + chunk);
       const long list_first = maximum(0, begin - reach);
-      const bool tables = many_fire(a, b, begin, end);
-      if (!tables) lists.fill(a, list_first, minimum(tokens, end + reach));
+      if (c != listed) {
+        listed = c;
+        by_tables = many_fire(a, b, begin, end);
+        if (!by_tables) lists.fill(a, list_first, minimum(tokens, end + reach));
+      }
       const ProductPiece piece{a, b, lists, list_first, begin, end};
-      with_vectors(b.vectors, [&](auto nv) {
+      with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
-        if constexpr (NV <= kBlockVectors)
-          for (long tile = b.tiles * group / groups; tile < b.tiles * (group + 1) / groups; tile++) {
-            if constexpr (integer) {
-              if (tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
-              else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
-            } else {
-              if (tables) float_table_tile<NV>(piece, block.as<Float::Vector>(), tile);
-              else float_list_tile<NV>(piece, tile);
-            }
+        for (long tile = tiles.count * group / groups; tile < tiles.count * (group + 1) / groups; tile++) {
+          if constexpr (integer) {
+            if (by_tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
+            else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
+          } else {
+            if (by_tables) float_table_tile<NV>(piece, block.as<Float::Vector>(), tile);
+            else float_list_tile<NV>(piece, tile);
           }
+        }
       });
     }
   }

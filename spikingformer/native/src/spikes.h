@@ -45,46 +45,48 @@ SPK_INLINE uint16_t* list_ones(uint64_t word, uint32_t base, uint16_t* list) {
 }
 constexpr long kListSlack = 32;
 
-// sums[0..NV) += sum over the list of rows[place * NV * lanes + ...]
-template <int NV>
-SPK_INLINE void add_rows(Float::Vector* sums, const float* rows, const uint16_t* list, long count) {
-  constexpr long L = Float::lanes;
-  Float::Vector acc[NV];  // locals: through the caller's reference they would live in memory
+// n <= 64 bits of a row of words, from any place.
+SPK_INLINE uint64_t cut(const uint64_t* row, long bit, long n) {
+  const long w = bit / 64, s = bit % 64;
+  uint64_t v = row[w] >> s;
+  if (s && s + n > 64) v |= row[w + 1] << (64 - s);
+  return n == 64 ? v : v & ((1ull << n) - 1);
+}
+
+// sums[0..NV) += sum over the list of rows[place], NV vectors each
+template <int NV, class Vector, class Scalar>
+SPK_INLINE void add_rows(Vector* sums, const Scalar* rows, const uint16_t* list, long count) {
+  constexpr long L = sizeof(Vector) / sizeof(Scalar);
+  Vector acc[NV];  // locals: through the caller's reference they would live in memory, at four times the cost
   for (int j = 0; j < NV; j++) acc[j] = sums[j];
   for (const uint16_t* end = list + count; list < end; list++) {
-    const float* row = rows + (size_t)*list * (NV * L);
+    const Scalar* row = rows + (size_t)*list * (NV * L);
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) acc[j] += load<Float>(row + j * L);
+    for (int j = 0; j < NV; j++) {
+      Vector v;
+      memcpy(&v, row + j * L, sizeof v);
+      acc[j] += v;
+    }
   }
   for (int j = 0; j < NV; j++) sums[j] = acc[j];
 }
 
-// Outputs are cut in tiles of equal width, at most kMaxVectors vectors: the sums of a tile stay in registers.
+// Outputs are cut in tiles of equal width, at most `most` vectors: the sums of a tile stay in registers.
 constexpr int kMaxVectors = 12;
 struct Tiles {
-  long count, vectors;  // tiles, vectors in each
-  explicit Tiles(long outputs) {
-    long all = (outputs + Float::lanes - 1) / Float::lanes;
-    count = maximum(1, (all + kMaxVectors - 1) / kMaxVectors);
+  long count, vectors, lanes;  // tiles, vectors in each, outputs in a vector
+  explicit Tiles(long outputs, long lanes = Float::lanes, long most = kMaxVectors) : lanes(lanes) {
+    long all = (outputs + lanes - 1) / lanes;
+    count = maximum(1, (all + most - 1) / most);
     vectors = maximum(1, (all + count - 1) / count);
   }
-  long width() const { return vectors * Float::lanes; }
+  long width() const { return vectors * lanes; }
 };
-template <class F> SPK_INLINE void with_vectors(long vectors, F&& f) {
-  switch (vectors) {
-    case 1: f(IntConstant<1>{}); break;
-    case 2: f(IntConstant<2>{}); break;
-    case 3: f(IntConstant<3>{}); break;
-    case 4: f(IntConstant<4>{}); break;
-    case 5: f(IntConstant<5>{}); break;
-    case 6: f(IntConstant<6>{}); break;
-    case 7: f(IntConstant<7>{}); break;
-    case 8: f(IntConstant<8>{}); break;
-    case 9: f(IntConstant<9>{}); break;
-    case 10: f(IntConstant<10>{}); break;
-    case 11: f(IntConstant<11>{}); break;
-    default: f(IntConstant<12>{}); break;
-  }
+// Turns 1 <= vectors <= most into a compile-time constant.
+template <int most, class F> SPK_INLINE void with_vectors(long vectors, F&& f) {
+  if constexpr (most > 1)
+    if (vectors < most) return with_vectors<most - 1>(vectors, f);
+  f(IntConstant<most>{});
 }
 
 template <int NV> SPK_INLINE void load_tile(Float::Vector* acc, const float* p, long width) {
