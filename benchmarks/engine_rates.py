@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.cpu_kernels import interleaved
-from benchmarks.cpu_models import prepare, step
+from benchmarks.cpu_models import float32_errors, prepare, step
 from benchmarks.machine import describe_machine
 from benchmarks.plain import PlainModel
 from spikingformer.benchmarks import firing_rate
@@ -32,10 +32,7 @@ def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> dict:
     engines = {form: Engine(program, form) for form in ("float32", "int8")}
     plain = PlainModel(model).eval()
     with torch.inference_mode():
-        truth = copy.deepcopy(model).double()(x.double())
-        ours, theirs = ((runner(x) - truth).abs().mean() / truth.std() for runner in (engines["float32"], plain))
-    if ours > 3 * theirs + 0.01:
-        raise SystemExit(f"parity is broken: our error {ours:.4f} of the logits' spread, the plain form's {theirs:.4f}")
+        float32_errors(copy.deepcopy(model).double()(x.double()), engines["float32"](x), plain(x))
     assert torch.equal(engines["int8"](x[:1]), int8_reference.run(program, x[:1])[-1].float())
     runners = {"plain": plain, **engines}
     times = interleaved([partial(step, runner, x, "inference") for runner in runners.values()], rounds)

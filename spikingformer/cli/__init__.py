@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser(_first_command(arguments))
     args, late = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):  # argparse takes key=value only before the first option
-        args.overrides += [a for a in late if "=" in a and not a.startswith("-")]
-        late = [a for a in late if "=" not in a or a.startswith("-")]
+        overrides = [a for a in late if "=" in a and not a.startswith("-")]
+        args.overrides += overrides
+        late = [a for a in late if a not in overrides]
     if late:
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if args.version:

@@ -154,19 +154,16 @@ template <int NV, class Vector> SPK_INLINE void add_table_rows(Vector* sums, con
   constexpr long G = table_groups<NV>();
   Vector acc[NV];
   for (int j = 0; j < NV; j++) acc[j] = sums[j];
-  if (groups == G) {
+  auto add = [&](long g) SPK_INLINE_LAMBDA {
+    const Vector* row = table + (g * 16 + ((bits >> (4 * g)) & 15)) * NV;
 #pragma GCC unroll 16
-    for (long g = 0; g < G; g++) {
-      const Vector* row = table + (g * 16 + ((bits >> (4 * g)) & 15)) * NV;
+    for (int j = 0; j < NV; j++) acc[j] += row[j];
+  };
+  if (groups == G) {  // a count that the compiler knows, so that it unrolls
 #pragma GCC unroll 16
-      for (int j = 0; j < NV; j++) acc[j] += row[j];
-    }
+    for (long g = 0; g < G; g++) add(g);
   } else {
-    for (long g = 0; g < groups; g++) {
-      const Vector* row = table + (g * 16 + ((bits >> (4 * g)) & 15)) * NV;
-#pragma GCC unroll 16
-      for (int j = 0; j < NV; j++) acc[j] += row[j];
-    }
+    for (long g = 0; g < groups; g++) add(g);
   }
   for (int j = 0; j < NV; j++) sums[j] = acc[j];
 }
