@@ -63,8 +63,8 @@ def parity(model, plain, x, mode) -> dict:
     """Proves equal work before a clock starts; leaves the process where it is broken.
 
     In float64, logits and all gradients of both are equal to 1e-8. In float32 a sum in another order can flip a spike
-    that sits on the threshold, so there each is compared with the float64 truth, on the input that is timed: our
-    error may not exceed three times the competitor's (both are rounding; a wrong kernel is far off).
+    that sits on the threshold, so there each is compared with the float64 truth, on the input that is timed
+    (`float32_errors`).
     """
     few = x[: 1 if mode == "inference" else 2].double()
     exact, other = copy.deepcopy(model).double(), copy.deepcopy(plain).double()
@@ -81,12 +81,21 @@ def parity(model, plain, x, mode) -> dict:
 
 
 def float32_errors(truth: torch.Tensor, ours: torch.Tensor, plain: torch.Tensor) -> tuple[float, float]:
-    """Mean errors of our logits and the plain form's as shares of the spread; leaves where ours is over three times."""
+    """Errors of our logits and the plain form's, as shares of the spread; leaves where ours are out of proportion.
+
+    The median over samples is given: one spike that sits on its threshold and flips moves its own sample by up to a
+    fifth of the spread, in either form, and leaves the others alone. Held are the median, at three times the plain
+    form's, and the mean, at that and 0.05 more; a wrong kernel moves every sample by about 1.
+    """
     scale = truth.std().item() or 1.0
-    mine, rival = ((logits - truth).abs().mean().item() / scale for logits in (ours, plain))
-    if mine > 3 * rival + 0.01:
-        raise SystemExit(f"parity is broken: our error {mine:.4f} of the logits' spread, the competitor's {rival:.4f}")
-    return mine, rival
+    mine, rival = ((logits - truth).abs().flatten(1).mean(1) / scale for logits in (ours, plain))
+    (median, mean), (rival_median, rival_mean) = ((e.median().item(), e.mean().item()) for e in (mine, rival))
+    if median > 3 * rival_median + 0.01 or mean > 3 * rival_mean + 0.05:
+        raise SystemExit(
+            f"parity is broken: our errors {median:.4f} (median), {mean:.4f} (mean) of the logits' spread, the "
+            f"competitor's {rival_median:.4f}, {rival_mean:.4f}"
+        )
+    return median, rival_median
 
 
 def timed_row(name: str, model_name: str, batch: int, mode: str, rounds: int, compiled: bool) -> dict:

@@ -73,4 +73,5 @@ def quantize_scale(scale: float) -> int:
 
 def quantize_input(x: Tensor, bits: int) -> Tensor:
     """Pictures or event counts to int16 fixed point (any shape)."""
-    return (x.double() * 2**bits).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    exact = x if x.dtype in (torch.float32, torch.float64) else x.float()  # a power of two changes no digit
+    return (exact * 2.0**bits).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)

@@ -23,17 +23,18 @@ from .int8_reference import logits_of
 from .program import AddBits, Attention, Fire, Product, Program, build_program
 
 FORMS = ("float32", "int8")
-CACHE_BYTES = 6 << 20  # a slice of the batch is cut so that its widest currents stay about this small
+CACHE_BYTES = 26 << 20  # slices of the batch are cut so that their widest currents stay about this small
 
 
 class _ProductArgs(ctypes.Structure):
-    """`ProductArgs` of native/src/inference.cpp."""
+    """`ProductArgs` of native/src/product_args.h."""
 
     _fields_ = [
         ("input", ctypes.c_void_p), ("packed", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
         ("out", ctypes.c_void_p), ("images", ctypes.c_int64), ("height", ctypes.c_int64), ("width", ctypes.c_int64),
         ("channels", ctypes.c_int64), ("outputs", ctypes.c_int64), ("taps", ctypes.c_int64), ("counts", ctypes.c_int32),
         ("accumulate", ctypes.c_int32), ("max_count", ctypes.c_int32), ("threads", ctypes.c_int32),
+        ("rows", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -47,6 +48,7 @@ class _Packed:
     outputs: int
     channels: int
     taps: int
+    rows: Tensor | None = None  # int8 [outputs, padded][groups of four inputs, padded][4], where shuffles multiply
 
 
 def _pack(weight: Tensor, integer: bool) -> Tensor:
@@ -58,6 +60,22 @@ def _pack(weight: Tensor, integer: bool) -> Tensor:
     padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8 if integer else torch.float32)
     padded[:o] = weight.reshape(o, c, k * k).to(padded.dtype)
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
+
+
+SHUFFLING = ("avx512", "avx2")  # instruction sets that have src/shuffle_product.h
+
+
+def _pack_rows(weight: Tensor) -> Tensor | None:
+    """int8 (O, C, k, k) to [outputs, padded to 8][groups, padded to 8][4]; group: tap, then four channels."""
+    if current_isa() not in SHUFFLING:
+        return None
+    o, c, k, _ = weight.shape
+    quads = -(-c // 4)
+    rows = torch.zeros(-(-o // 8) * 8, -(-k * k * quads // 8) * 32, dtype=torch.int8)
+    padded = torch.zeros(o, k * k, quads * 4, dtype=torch.int8)
+    padded[:, :, :c] = weight.reshape(o, c, k * k).transpose(1, 2)
+    rows[:o, : k * k * quads * 4] = padded.flatten(1)
+    return rows
 
 
 STEM_INPUTS = 256  # `kStemInputs` of native/src/inference.cpp
@@ -114,7 +132,7 @@ class Engine:
         if not self.integer:
             return _Packed(_pack(step.weight.float(), False), step.bias.float(), None, o, c, k * k)
         q = quantize_product(step)
-        return _Packed(_pack(q.weight, True), q.bias, q.scale, o, c, k * k)
+        return _Packed(_pack(q.weight, True), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         key = (name, size, dtype)
@@ -144,9 +162,10 @@ class Engine:
         return torch.cat(pieces, 1)
 
     def _slice(self, x: Tensor, steps: int) -> int:
-        """Samples at a time: whole layers of a slice stay in the cache between their steps."""
+        """Samples at a time, in equal slices whose layers stay in the last cache between their steps."""
         widest = steps * x.shape[-2] * x.shape[-1] * self.program.config.embed_dim // 4 * (2 if self.integer else 4)
-        return max(1, min(len(x), CACHE_BYTES // max(widest, 1)))
+        slices = -(-len(x) * widest // CACHE_BYTES)
+        return -(-len(x) // max(slices, 1))
 
     def _run(self, x: Tensor, steps: int) -> Tensor:
         batch, (height, width) = len(x), x.shape[-2:]
@@ -169,7 +188,7 @@ class Engine:
                     (counts if step.source == "counts" else bits).data_ptr(), p.weight.data_ptr(),
                     None if p.scale is None else p.scale.data_ptr(), p.bias.data_ptr(), out.data_ptr(), steps * batch,
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
-                    max(added, 1), threads,
+                    max(added, 1), threads, None if p.rows is None else p.rows.data_ptr(),
                 )  # fmt: skip
                 kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
                 if step.into == "current":

@@ -38,7 +38,8 @@ struct FixedNeuron {
 #endif
   }
   SPK_INLINE uint64_t step(State& v, Short x) const {
-    Short h = charge(v, x);
+    // Equal shares (tau = 2): (v + x + 1) >> 1, without leaving 16 bits
+    Short h = keep == take ? (v | x) - ((v ^ x) >> 1) : charge(v, x);
     Short fired = h >= splat_short(threshold);
     v = ~fired & h;
     return short_bits(fired);
@@ -74,39 +75,59 @@ struct FloatNeuron {
   static constexpr long states_of_counts = 2;
 };
 
+// The spikes of one word (up to 64 channels, at `x` of its first time step) over all steps; `pool`: the largest of
+// `rows` x `columns` pixels.
+struct Window {
+  long rows, columns, row_stride, column_stride;
+};
+template <class N, int groups, bool whole, bool pool>
+SPK_INLINE void fire_word(const N& neuron, const typename N::Current* x, long here, long stride_t, long steps,
+                          const Window& window, uint64_t* bits, long bit_stride) {
+  typename N::State v[groups];
+  for (long g = 0; g < groups; g++) v[g] = neuron.rest();
+  for (long t = 0; t < steps; t++) {
+    uint64_t word = 0;
+#pragma GCC unroll 16
+    for (long g = 0; g < groups; g++) {
+      const long n = whole ? N::lanes : minimum(N::lanes, here - g * N::lanes);
+      const typename N::Current* base = x + t * stride_t + g * N::lanes;
+      auto current = neuron.get(base, n);
+      if (pool)
+        for (long row = 0; row < window.rows; row++)
+          for (long column = row ? 0 : 1; column < window.columns; column++)
+            current = neuron.larger(current, neuron.get(base + row * window.row_stride + column * window.column_stride, n));
+      uint64_t lanes = neuron.step(v[g], current);
+      if (!whole && n < N::lanes) lanes &= (1ull << n) - 1;
+      word |= lanes << (g * N::lanes);
+    }
+    bits[t * bit_stride] = word;
+  }
+}
+
 // Currents [steps_in (1 or steps)][images][H][W][C] to bits [steps][images][H'][W'][words]; pool: 3x3, stride 2, first.
-template <class N>
+template <bool pool, class N>
 void fire(const N& neuron, const typename N::Current* x, bool repeated, long steps, long images, long height, long width,
-          long channels, bool pool, uint64_t* bits, int threads) {
+          long channels, uint64_t* bits, int threads) {
   const long words = words_of(channels);
   const long rows = pool ? (height + 1) / 2 : height, columns = pool ? (width + 1) / 2 : width;
   const long pixels = images * rows * columns, stride_t = repeated ? 0 : images * height * width * channels;
-  constexpr long groups = 64 / N::lanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long m = 0; m < pixels; m++) {
+    const N local = neuron;  // a copy that no store can alias
     const long image = m / (rows * columns), oy = m / columns % rows, ox = m % columns;
     const long y0 = pool ? maximum(0, 2 * oy - 1) : oy, y1 = pool ? minimum(height - 1, 2 * oy + 1) : oy;
     const long x0 = pool ? maximum(0, 2 * ox - 1) : ox, x1 = pool ? minimum(width - 1, 2 * ox + 1) : ox;
+    const Window window{y1 - y0 + 1, x1 - x0 + 1, width * channels, channels};
+    const typename N::Current* from = x + ((image * height + y0) * width + x0) * channels;
     for (long w = 0; w < words; w++) {
-      typename N::State v[groups];
-      for (long g = 0; g < groups; g++) v[g] = neuron.rest();
       const long here = minimum(64, channels - w * 64);
-      for (long t = 0; t < steps; t++) {
-        uint64_t word = 0;
-        for (long g = 0; g * N::lanes < here; g++) {
-          const long n = minimum(N::lanes, here - g * N::lanes);
-          const typename N::Current* base = x + t * stride_t + w * 64 + g * N::lanes;
-          auto current = neuron.get(base + ((image * height + y0) * width + x0) * channels, n);
-          if (pool)
-            for (long yy = y0; yy <= y1; yy++)
-              for (long xx = x0; xx <= x1; xx++)
-                current = neuron.larger(current, neuron.get(base + ((image * height + yy) * width + xx) * channels, n));
-          uint64_t lanes = neuron.step(v[g], current);
-          if (n < N::lanes) lanes &= (1ull << n) - 1;
-          word |= lanes << (g * N::lanes);
-        }
-        bits[(t * pixels + m) * words + w] = word;
-      }
+      uint64_t* to = bits + m * words + w;
+      with_vectors<64 / N::lanes>((here + N::lanes - 1) / N::lanes, [&](auto groups) {
+        if (here % N::lanes == 0)
+          fire_word<N, groups.value, true, pool>(local, from + w * 64, here, stride_t, steps, window, to, pixels * words);
+        else
+          fire_word<N, groups.value, false, pool>(local, from + w * 64, here, stride_t, steps, window, to, pixels * words);
+      });
     }
   }
 }
@@ -214,17 +235,12 @@ SPK_INLINE Int multiply_pairs(Short a, Short b) {
 // inputs (tap, channel): [pairs][padded outputs][2].
 constexpr long kStemInputs = 256;
 template <int NV>
-void dense_stem_tile(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long row, long height,
+void dense_stem_tile(const int16_t* rows, long pitch, const int16_t* weight, const float* scale, const float* bias, long row,
                      long width, long channels, long outputs, long padded, long column, int16_t* out) {
-  const long y = row % height, pairs = (9 * channels + 1) / 2;
+  const long pairs = (9 * channels + 1) / 2;
   int16_t patch[kStemInputs + 2] = {};
   for (long px = 0; px < width; px++) {
-    for (long tap = 0; tap < 9; tap++) {
-      const long dy = tap / 3 - 1, dx = tap % 3 - 1;
-      const bool inside = y + dy >= 0 && y + dy < height && px + dx >= 0 && px + dx < width;
-      const int16_t* pixel = x + ((row + dy) * width + px + dx) * channels;
-      for (long c = 0; c < channels; c++) patch[tap * channels + c] = inside ? pixel[c] : (int16_t)0;
-    }
+    for (long dy = 0; dy < 3; dy++) memcpy(patch + dy * 3 * channels, rows + dy * pitch + px * channels, 6 * channels);
     Int sum[NV];
     for (int j = 0; j < NV; j++) sum[j] = Int{};
     for (long p = 0; p < pairs; p++) {
@@ -245,13 +261,27 @@ void dense_stem_tile(const int16_t* x, const int16_t* weight, const float* scale
 void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images, long height,
                 long width, long channels, long outputs, long padded, int16_t* out, int threads) {
   const Tiles tiles(outputs);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long row = 0; row < images * height; row++)
-    with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
-      for (long tile = 0; tile < tiles.count; tile++)
-        dense_stem_tile<nv.value>(x, weight, scale, bias, row, height, width, channels, outputs, padded,
-                                  tile * tiles.width(), out);
-    });
+  const long pitch = (width + 2) * channels;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch bordered(3 * pitch * sizeof(int16_t));  // three rows with a border of zeros
+    int16_t* rows = bordered.as<int16_t>();
+    memset(rows, 0, 3 * pitch * sizeof(int16_t));
+#pragma omp for schedule(static)
+    for (long row = 0; row < images * height; row++) {
+      for (long dy = 0; dy < 3; dy++) {
+        const long y = row % height + dy - 1;
+        int16_t* to = rows + dy * pitch + channels;
+        if (y < 0 || y >= height) memset(to, 0, width * channels * sizeof(int16_t));
+        else memcpy(to, x + (row + dy - 1) * width * channels, width * channels * sizeof(int16_t));
+      }
+      with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
+        for (long tile = 0; tile < tiles.count; tile++)
+          dense_stem_tile<nv.value>(rows, pitch, weight, scale, bias, row, width, channels, outputs, padded,
+                                    tile * tiles.width(), out);
+      });
+    }
+  }
 }
 
 // counts[token][channel] += bit, for Spikformer's stream; set: counts = bit.
@@ -286,11 +316,15 @@ FixedNeuron fixed(int keep, int take, int threshold, int scale) { return {keep, 
 
 SPK_EXPORT(engine_fire_f32)(const float* x, int repeated, long steps, long images, long height, long width, long channels,
                             int pool, const NeuronArgs* neuron, uint64_t* bits, int threads) {
-  fire(FloatNeuron{Neuron<Float>(*neuron), 1.f}, x, repeated, steps, images, height, width, channels, pool, bits, threads);
+  const FloatNeuron n{Neuron<Float>(*neuron), 1.f};
+  if (pool) fire<true>(n, x, repeated, steps, images, height, width, channels, bits, threads);
+  else fire<false>(n, x, repeated, steps, images, height, width, channels, bits, threads);
 }
 SPK_EXPORT(engine_fire_i16)(const int16_t* x, int repeated, long steps, long images, long height, long width,
                             long channels, int pool, int keep, int take, int threshold, uint64_t* bits, int threads) {
-  fire(fixed(keep, take, threshold, 1), x, repeated, steps, images, height, width, channels, pool, bits, threads);
+  const FixedNeuron n = fixed(keep, take, threshold, 1);
+  if (pool) fire<true>(n, x, repeated, steps, images, height, width, channels, bits, threads);
+  else fire<false>(n, x, repeated, steps, images, height, width, channels, bits, threads);
 }
 SPK_EXPORT(engine_pool_bits)(const uint64_t* in, long images, long height, long width, long words, uint64_t* out,
                              int threads) {

@@ -80,9 +80,9 @@ SPK_INLINE Short lanes_of(uint64_t bits) {
 #if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
   return (Short)_mm512_maskz_set1_epi16((__mmask32)bits, 1);
 #else
-  Short v;
-  for (long i = 0; i < SL; i++) v[i] = (int16_t)((bits >> i) & 1);
-  return v;
+  Short places;
+  for (long i = 0; i < SL; i++) places[i] = (int16_t)(1 << i);
+  return ((splat_short((int16_t)bits) & places) == places) & 1;
 #endif
 }
 

@@ -9,7 +9,7 @@
 // subset of four rows are tabulated, and four bits of spikes pick one: one addition for four inputs at any rate (the
 // "method of four Russians", Arlazarov et al., 1970).
 #pragma once
-#include "shorts.h"
+#include "shuffle_product.h"
 
 namespace {
 
@@ -17,16 +17,6 @@ constexpr long kBlockBytes = 48 * 1024;  // of weights or tables: a first-level 
 constexpr long kBlockVectors = SPK_VECTOR_BYTES == 64 ? 4 : 8;  // sums held in registers
 constexpr long kChunkTokens = 512;
 constexpr long kSafeSpikes = 258;  // 258 * 127 < 2^15: that many int8 weights cannot overflow an int16 sum
-
-struct ProductArgs {
-  const void* input;  // bits (uint64 words) or counts (uint8)
-  const void* packed;
-  const float* scale;  // integer form only
-  const float* bias;   // the fp32 form takes none as zeros
-  void* out;
-  int64_t images, height, width, channels, outputs, taps;
-  int32_t counts, accumulate, max_count, threads;
-};
 
 Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kBlockVectors); }
 
@@ -76,15 +66,18 @@ struct ProductPiece {
   long list_first, begin, end;
 };
 
-// Whether tables are faster than lists here. The line was fitted to measured crossings (fp32 and int8 on an EPYC 9005
-// with avx512: docs/performance.md): short lists, of few channels, cost more than their additions.
-bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
-  if (a.counts) return false;  // tables are of bits
-  const uint64_t* words = (const uint64_t*)a.input;
+// Whether tables or shuffles are faster than lists here. The lines were fitted to measured crossings (tables: fp32 and
+// int8 on an EPYC 9005 with avx512; shuffles: an EPYC 7003 with avx2; docs/performance.md): short lists, of few channels,
+// cost more than their additions.
+bool many_fire(const ProductArgs& a, const ListBlocks& b, const uint64_t* bits, int planes, long begin, long end) {
+  if (a.counts && !a.rows) return false;  // tables are of bits
+  const long words = words_of(a.channels), plane_words = a.images * a.height * a.width * words;
   long ones = 0;
-  for (long i = begin * words_of(a.channels); i < end * words_of(a.channels); i++) ones += __builtin_popcountll(words[i]);
-  const double crossing = 0.35 - 10. / (double)minimum(a.channels, b.words * 64);
-  return (double)ones > crossing * (double)((end - begin) * a.channels);
+  for (int p = 0; p < planes; p++)
+    for (long i = begin * words; i < end * words; i++) ones += (long)__builtin_popcountll(bits[p * plane_words + i]) << p;
+  const double list = (double)minimum(a.channels, b.words * 64);
+  const double crossing = a.rows ? (a.taps == 1 ? 0.17 : 0.2) - 3.5 / list : 0.35 - 10. / list;
+  return (double)ones > planes * crossing * (double)((end - begin) * a.channels);
 }
 
 // f(token, reads): for every token of the piece, reads(g) calls g(tap, source) for each tap of [tap0, tap1) that lies
@@ -390,19 +383,37 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
     }
 }
 
+// The input as planes of bits: spikes are one plane already, counts are split where the shuffles read them.
+struct BitPlanes {
+  int count = 1;
+  Scratch memory;
+  const uint64_t* bits;
+  BitPlanes(const ProductArgs& a, bool split)
+      : count(a.counts && split ? 32 - __builtin_clz((unsigned)a.max_count) : 1),
+        memory(a.counts && split ? count * plane_words(a) * sizeof(uint64_t) : 0),
+        bits(a.counts ? memory.as<uint64_t>() : (const uint64_t*)a.input) {
+    if (a.counts && split)
+      for (int p = 0; p < count; p++) plane_of_counts(a, p, memory.as<uint64_t>() + p * plane_words(a));
+  }
+  static long plane_words(const ProductArgs& a) { return a.images * a.height * a.width * words_of(a.channels); }
+};
+
 template <bool integer> void product(const ProductArgs& a) {
+  const bool shuffled = integer && a.rows;
   const Tiles tiles = product_tiles(a.outputs, integer ? SL : FL);
   const ListBlocks b(tiles, a.channels, a.taps);
   const long tokens = a.images * a.height * a.width;
   // A convolution also lists the rows above and below a chunk: several rows at once keep that share small.
-  const long most = a.taps == 9 ? maximum(kChunkTokens, 8 * a.width) : kChunkTokens;
+  const long usual = shuffled ? 2 * kChunkTokens : kChunkTokens, most = a.taps == 9 ? maximum(usual, 8 * a.width) : usual;
   const long chunks = (tokens + most - 1) / most, chunk = (tokens + chunks - 1) / chunks;
   const long reach = a.taps == 9 ? a.width + 1 : 0;
   // Few chunks: several threads share one, so that no thread waits and none walks all weights for a few tokens.
   const long groups = maximum(1, minimum(tiles.count, (4 * a.threads + chunks - 1) / chunks));
+  const BitPlanes planes(a, shuffled);
 #pragma omp parallel num_threads(a.threads)
   {
     SpikeLists lists(a, b, chunk + 2 * reach);
+    ShuffleChunk shuffle(a, planes.count, shuffled ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
     long listed = -1;  // the chunk that `lists` and `by_tables` are about
@@ -414,13 +425,19 @@ template <bool integer> void product(const ProductArgs& a) {
       const long list_first = maximum(0, begin - reach);
       if (c != listed) {
         listed = c;
-        by_tables = many_fire(a, b, begin, end);
+        by_tables = many_fire(a, b, planes.bits, planes.count, begin, end);
         if (!by_tables) lists.fill(a, list_first, minimum(tokens, end + reach));
+        else if (shuffled) shuffle.fill(planes.bits, begin, end);
+      }
+      const long tile0 = tiles.count * group / groups, tile1 = tiles.count * (group + 1) / groups;
+      if (by_tables && shuffled) {
+        shuffle.multiply(begin, end, tile0 * tiles.width(), minimum(a.outputs, tile1 * tiles.width()));
+        continue;
       }
       const ProductPiece piece{a, b, lists, list_first, begin, end};
       with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
-        for (long tile = tiles.count * group / groups; tile < tiles.count * (group + 1) / groups; tile++) {
+        for (long tile = tile0; tile < tile1; tile++) {
           if constexpr (integer) {
             if (by_tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
             else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
