@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spikingformer.native import status
 from spikingformer.native.library import current_isa, kernel
 from spikingformer.native.neuron_op import neuron_args, neuron_constants
+from spikingformer.native.product_op import packed_weight
 from spikingformer.neurons import LIFConfig
 
 from .fixed_point import (
@@ -42,7 +43,7 @@ class _ProductArgs(ctypes.Structure):
 class _Packed:
     """A product ready for the kernels; the tensors are kept alive here."""
 
-    weight: Tensor  # [tile][tap][C][tile width], int8 or float32; the stem's: as its kernel wants it
+    weight: Tensor  # [tile][tap][C][tile width], int8 or 32-bit fixed point; the stem's: as its kernel wants it
     bias: Tensor
     scale: Tensor | None
     outputs: int
@@ -51,14 +52,14 @@ class _Packed:
     rows: Tensor | None = None  # int8 [outputs, padded][groups of four inputs, padded][4], where shuffles multiply
 
 
-def _pack(weight: Tensor, integer: bool) -> Tensor:
-    """(O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
+def _pack_int8(weight: Tensor) -> Tensor:
+    """int8 (O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
     o, c, k, _ = weight.shape
     width = torch.zeros(1, dtype=torch.int64)
-    kernel("engine_tile_width", "llip")(o, k * k, int(integer), width.data_ptr())
+    kernel("engine_tile_width", "lp")(o, width.data_ptr())
     tiles = -(-o // int(width))
-    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8 if integer else torch.float32)
-    padded[:o] = weight.reshape(o, c, k * k).to(padded.dtype)
+    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8)
+    padded[:o] = weight.reshape(o, c, k * k)
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
 
 
@@ -98,7 +99,7 @@ def _words(channels: int) -> int:
 class Engine:
     """A model made ready for inference on this processor; a later change of the model does not reach it.
 
-    `form`: "float32" (the model's own numbers, up to the order of sums, which may differ with the batch) or "int8"
+    `form`: "float32" (the model's own numbers up to rounding; sums are exact, whatever the batch) or "int8"
     (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
     (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
@@ -130,9 +131,10 @@ class Engine:
             first = quantize_product(step, input_bits(self.program))
             return _Packed(_pack_stem(first.weight), first.bias, first.scale, o, c, 9)
         if not self.integer:
-            return _Packed(_pack(step.weight.float(), False), step.bias.float(), None, o, c, k * k)
+            fixed = packed_weight(step.weight.float())
+            return _Packed(fixed.packed, step.bias.float(), fixed.scale, o, c, k * k)
         q = quantize_product(step)
-        return _Packed(_pack(q.weight, True), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
+        return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         key = (name, size, dtype)

@@ -61,11 +61,19 @@ def pack_spikes(s: Tensor) -> PackedSpikes:
     return PackedSpikes(bits, (n, c, h, w), ones, wrong == 0)
 
 
-_packed_weights: dict[tuple[int, str], tuple[weakref.ref, int, int, Tensor]] = {}
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in 32-bit fixed point, so that every sum of its rows is exact; `scale` (O,): a unit's worth."""
+
+    packed: Tensor  # int32 [tile][tap][C][tile width]
+    scale: Tensor
 
 
-def packed_weight(weight: Tensor) -> Tensor:
-    """`weight` (O, C, k, k), k 1 or 3, in the kernels' layout; kept until the tensor changes or goes away."""
+_packed_weights: dict[tuple[int, str], tuple[weakref.ref, int, int, PackedWeight]] = {}
+
+
+def packed_weight(weight: Tensor) -> PackedWeight:
+    """`weight` (O, C, k, k) float32, k 1 or 3, as the kernels want it; kept until the tensor changes or goes away."""
     isa = current_isa()
     key = (id(weight), isa)
     found = _packed_weights.get(key)
@@ -76,16 +84,16 @@ def packed_weight(weight: Tensor) -> Tensor:
     weight_source = weight if one_tap_stride else weight.contiguous()
     size = torch.zeros(1, dtype=torch.int64)
     kernel("packed_size", "lllp")(o, c, k * k, size.data_ptr())
-    packed = torch.empty(int(size))
-    kernel("pack_weight", "pllllllpi")(
+    result = PackedWeight(torch.empty(int(size), dtype=torch.int32), torch.empty(o))
+    kernel("pack_weight", "pllllllppi")(
         weight_source.data_ptr(), weight_source.stride(0), weight_source.stride(1), weight_source.stride(3), o, c,
-        k * k, packed.data_ptr(), threads(),
+        k * k, result.packed.data_ptr(), result.scale.data_ptr(), threads(),
     )  # fmt: skip
     if isinstance(weight, torch.nn.Parameter):
         _packed_weights[key] = (
-            weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), weight._version, weight.data_ptr(), packed,
+            weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), weight._version, weight.data_ptr(), result,
         )  # fmt: skip
-    return packed
+    return result
 
 
 def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,8 +105,8 @@ def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
         b = None if bias is None else bias.contiguous()
         packed = packed_weight(weight)  # held here: the kernel sees only its address
-        kernel("product_forward", "pppplllllli")(
-            spikes.bits.data_ptr(), packed.data_ptr(), None if b is None else b.data_ptr(),
+        kernel("product_forward", "ppppplllllli")(
+            spikes.bits.data_ptr(), packed.packed.data_ptr(), packed.scale.data_ptr(), None if b is None else b.data_ptr(),
             out.data_ptr(), *shape, c, o, k * k, threads(),
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

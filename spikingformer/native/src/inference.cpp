@@ -340,10 +340,8 @@ SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, l
 }
 SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args); }
 SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
-// *width = outputs of a tile of packed weights, for the integer form or the fp32 one
-SPK_EXPORT(engine_tile_width)(long outputs, long taps, int integer, int64_t* width) {
-  *width = product_tiles(outputs, integer ? SL : FL).width();
-}
+// *width = outputs of a tile of packed int8 weights
+SPK_EXPORT(engine_tile_width)(long outputs, int64_t* width) { *width = product_tiles(outputs, SL).width(); }
 SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
                               long height, long width, long channels, long outputs, long padded, int16_t* out,
                               int threads) {

@@ -3,6 +3,8 @@
 // Layouts: spike_product.h.
 #include "spike_product.h"
 
+#include <cmath>
+
 namespace {
 
 struct Geometry {
@@ -46,26 +48,47 @@ void unpack_spikes(const uint64_t* bits, long rows, long channels, float* spikes
     for (long c = 0; c < channels; c++) spikes[r * channels + c] = (float)((bits[r * words + c / 64] >> (c & 63)) & 1);
 }
 
-// weight (outputs, channels, taps) with any strides -> [tile][tap][channel][tile width], zeros past the last output.
+// weight (outputs, channels, taps) with any strides -> fixed point [tile][tap][channel][tile width], zeros past the last
+// output, and what a unit of each output is worth. Where a weight is not finite, neither are that output's currents.
 void pack_weight(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
-                 long channels, long taps, float* packed, int threads) {
+                 long channels, long taps, int32_t* packed, float* scale, int threads) {
   const Tiles tiles = product_tiles(outputs, FL);
-  const long width = tiles.width(), block = 16;
-  const long blocks = (width + block - 1) / block;
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-  for (long tile = 0; tile < tiles.count; tile++)
-    for (long b = 0; b < blocks; b++) {
-      long n0 = b * block, n1 = minimum(width, n0 + block);
-      for (long c0 = 0; c0 < channels; c0 += block)
-        for (long tap = 0; tap < taps; tap++)
-          for (long c = c0; c < minimum(channels, c0 + block); c++) {
-            float* out = packed + ((tile * taps + tap) * channels + c) * width;
-            for (long n = n0; n < n1; n++) {
-              long o = tile * width + n;
-              out[n] = o < outputs ? weight[o * stride_output + c * stride_channel + tap * stride_tap] : 0.f;
-            }
-          }
+  const long width = tiles.width(), block = 16, blocks = (width + block - 1) / block;
+  Scratch unit_memory(tiles.count * width * sizeof(double));
+  double* units = unit_memory.as<double>();
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (long o = 0; o < tiles.count * width; o++) {
+      double total = 0;
+      if (o < outputs)
+        for (long c = 0; c < channels; c++)
+          for (long tap = 0; tap < taps; tap++)
+            total += fabs((double)weight[o * stride_output + c * stride_channel + tap * stride_tap]);
+      int exponent = 0;
+      const bool finite = total <= 1e300;
+      if (finite) frexp(total, &exponent);  // total < 2^exponent; rounding adds at most half a unit a weight: a bit is left
+      const int shift = minimum(30 - exponent, 120);
+      units[o] = finite && total > 0 ? ldexp(1., shift) : 0;
+      if (o < outputs) scale[o] = finite ? (float)ldexp(1., -shift) : NAN;
     }
+#pragma omp for schedule(static) collapse(2)
+    for (long tile = 0; tile < tiles.count; tile++)
+      for (long b = 0; b < blocks; b++) {
+        const long n0 = b * block, n1 = minimum(width, n0 + block);
+        for (long c0 = 0; c0 < channels; c0 += block)
+          for (long tap = 0; tap < taps; tap++)
+            for (long c = c0; c < minimum(channels, c0 + block); c++) {
+              int32_t* to = packed + ((tile * taps + tap) * channels + c) * width;
+              for (long n = n0; n < n1; n++) {
+                const long o = tile * width + n;
+                const double unit = units[o];
+                to[n] = unit ? (int32_t)nearbyint((double)weight[o * stride_output + c * stride_channel + tap * stride_tap] * unit)
+                             : 0;
+              }
+            }
+      }
+  }
 }
 
 // Weight gradient: grad_packed [tap][C][outputs] += sum over pixels that fired of the gradient at the pixel that the tap
@@ -259,18 +282,18 @@ SPK_EXPORT(pack_spikes)(const float* spikes, long rows, long channels, uint64_t*
 SPK_EXPORT(unpack_spikes)(const uint64_t* bits, long rows, long channels, float* spikes, int threads) {
   unpack_spikes(bits, rows, channels, spikes, threads);
 }
-// *size = floats that pack_weight writes
+// *size = numbers that pack_weight writes
 SPK_EXPORT(packed_size)(long outputs, long channels, long taps, int64_t* size) {
   const Tiles tiles = product_tiles(outputs, FL);
   *size = tiles.count * tiles.width() * channels * taps;
 }
 SPK_EXPORT(pack_weight)(const float* weight, long stride_output, long stride_channel, long stride_tap, long outputs,
-                        long channels, long taps, float* packed, int threads) {
-  pack_weight(weight, stride_output, stride_channel, stride_tap, outputs, channels, taps, packed, threads);
+                        long channels, long taps, int32_t* packed, float* scale, int threads) {
+  pack_weight(weight, stride_output, stride_channel, stride_tap, outputs, channels, taps, packed, scale, threads);
 }
-SPK_EXPORT(product_forward)(const uint64_t* bits, const float* packed, const float* bias, float* out, long images,
-                            long height, long width, long channels, long outputs, long taps, int threads) {
-  product<false>({bits, packed, nullptr, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
+SPK_EXPORT(product_forward)(const uint64_t* bits, const int32_t* packed, const float* scale, const float* bias, float* out,
+                            long images, long height, long width, long channels, long outputs, long taps, int threads) {
+  product<false>({bits, packed, scale, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
 }
 // tables: by tables of subsets, the same time at any rate; else by lists, faster where little fires.
 SPK_EXPORT(product_weight_gradient)(const uint64_t* bits, const float* gradient, float* grad, long images, long height,

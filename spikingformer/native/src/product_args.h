@@ -7,7 +7,7 @@ namespace {
 struct ProductArgs {
   const void* input;  // bits (uint64 words) or counts (uint8)
   const void* packed;
-  const float* scale;  // integer form only
+  const float* scale;  // what a unit of an output's sum is worth
   const float* bias;   // the fp32 form takes none as zeros
   void* out;
   int64_t images, height, width, channels, outputs, taps;

@@ -177,61 +177,76 @@ template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const P
 }
 
 // ---- fp32 -----------------------------------------------------------------------------------------------------------
+//
+// Weights are 32-bit fixed point, a power of two per output so large that no sum of its weights overflows. Sums are then
+// exact: the same whatever the order, so whatever the batch, the threads, the instruction set, lists or tables. What is
+// rounded is each weight once, about as much as a float sum of them would round.
 
-// What a token's sums start from on the first pass, and what is in `out` on later ones.
-template <int NV>
-SPK_INLINE void load_sums(const ProductArgs& a, Float::Vector* acc, const float* o, long column, long width, bool first) {
-  if (!first || a.accumulate) load_tile<NV>(acc, o, width);
-  else
-    for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
-  if (first && a.bias) {
-    Float::Vector bias[NV];
-    load_tile<NV>(bias, a.bias + column, width);
-    for (int j = 0; j < NV; j++) acc[j] += bias[j];
+// The sums of a chunk wait in `sums` [token][NV], close together: rows of `out` lie far apart, and often in the same sets
+// of the cache.
+template <int NV> struct FixedToken {
+  Int acc[NV], *kept;
+  SPK_INLINE FixedToken(Int* sums, long at, bool first) : kept(sums + at * NV) {
+    for (int j = 0; j < NV; j++) acc[j] = first ? Int{} : kept[j];
   }
-}
+  SPK_INLINE void end(const ProductArgs& a, long token, long column, bool last) {
+    if (!last) {
+      for (int j = 0; j < NV; j++) kept[j] = acc[j];
+      return;
+    }
+    const long width = minimum(NV * FL, a.outputs - column);
+    float* o = (float*)a.out + token * a.outputs + column;
+    Float::Vector y[NV], other[NV];
+    load_tile<NV>(other, a.scale + column, width);
+    for (int j = 0; j < NV; j++) y[j] = __builtin_convertvector(acc[j], Float::Vector) * other[j];
+    if (a.bias) {
+      load_tile<NV>(other, a.bias + column, width);
+      for (int j = 0; j < NV; j++) y[j] += other[j];
+    }
+    if (a.accumulate) {
+      load_tile<NV>(other, o, width);
+      for (int j = 0; j < NV; j++) y[j] += other[j];
+    }
+    store_tile<NV>(o, y, width);
+  }
+};
 
-template <int NV> void float_table_tile(const ProductPiece& p, Float::Vector* table, long tile) {
+template <int NV> void float_table_tile(const ProductPiece& p, Int* sums, Int* table, long tile) {
   const ProductArgs& a = p.a;
-  const long column = tile * NV * FL, width = minimum(NV * FL, a.outputs - column);
-  const float* packed = (const float*)a.packed + tile * a.taps * a.channels * NV * FL;
+  const int32_t* packed = (const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL;
   for_each_table<NV>(
       a,
       [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
         make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
-          if (c0 + i >= a.channels) return Float::Vector{};
-          return load<Float>(packed + ((tap * a.channels + c0 + i) * NV + j) * FL);
+          Int v = {};
+          if (c0 + i < a.channels) memcpy(&v, packed + ((tap * a.channels + c0 + i) * NV + j) * FL, sizeof v);
+          return v;
         }, table);
       },
-      [&](long tap, long groups, bool first, bool, auto&& bits) SPK_INLINE_LAMBDA {
+      [&](long tap, long groups, bool first, bool last, auto&& bits) SPK_INLINE_LAMBDA {
         for_each_token(p, tap, tap + 1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
-          float* o = (float*)a.out + token * a.outputs + column;
-          Float::Vector acc[NV];
-          load_sums<NV>(a, acc, o, column, width, first);
+          FixedToken<NV> sum(sums, token - p.begin, first);
           reads([&](long, long source) SPK_INLINE_LAMBDA {
-            add_table_rows<NV>(acc, table, bits(source), groups);
+            add_table_rows<NV>(sum.acc, table, bits(source), groups);
           });
-          store_tile<NV>(o, acc, width);
+          sum.end(a, token, tile * NV * FL, last);
         });
       });
 }
 
-template <int NV> void float_list_tile(const ProductPiece& p, long tile) {
+template <int NV> void float_list_tile(const ProductPiece& p, Int* sums, long tile) {
   const ProductArgs& a = p.a;
-  const long column = tile * NV * FL, width = minimum(NV * FL, a.outputs - column);
-  const float* packed = (const float*)a.packed + tile * a.taps * a.channels * NV * FL;
+  const int32_t* packed = (const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL;
   for (long tap0 = 0; tap0 < a.taps; tap0 += p.b.tap_group)
     for (long block = 0; block < p.b.count; block++) {
-      const bool first = tap0 == 0 && block == 0;
       const long tap1 = minimum(a.taps, tap0 + p.b.tap_group);
+      const bool first = tap0 == 0 && block == 0, last = tap1 == a.taps && block + 1 == p.b.count;
       for_each_list(p, tap0, tap1, block, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
-        float* o = (float*)a.out + token * a.outputs + column;
-        Float::Vector acc[NV];
-        load_sums<NV>(a, acc, o, column, width, first);
+        FixedToken<NV> sum(sums, token - p.begin, first);
         reads([&](long tap, const uint16_t* list, long count) SPK_INLINE_LAMBDA {
-          add_rows<NV>(acc, packed + tap * a.channels * NV * FL, list, count);
+          add_rows<NV>(sum.acc, packed + tap * a.channels * NV * FL, list, count);
         });
-        store_tile<NV>(o, acc, width);
+        sum.end(a, token, tile * NV * FL, last);
       });
     }
 }
@@ -415,6 +430,7 @@ template <bool integer> void product(const ProductArgs& a) {
     SpikeLists lists(a, b, chunk + 2 * reach);
     ShuffleChunk shuffle(a, planes.count, shuffled ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
+    Scratch fixed_sums(integer ? 0 : chunk * kBlockVectors * SPK_VECTOR_BYTES);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
     long listed = -1;  // the chunk that `lists` and `by_tables` are about
     bool by_tables = false;
@@ -442,8 +458,8 @@ template <bool integer> void product(const ProductArgs& a) {
             if (by_tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
             else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
           } else {
-            if (by_tables) float_table_tile<NV>(piece, block.as<Float::Vector>(), tile);
-            else float_list_tile<NV>(piece, tile);
+            if (by_tables) float_table_tile<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
+            else float_list_tile<NV>(piece, fixed_sums.as<Int>(), tile);
           }
         }
       });
