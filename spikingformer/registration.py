@@ -12,6 +12,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
+def _import_models() -> None:
+    importlib.import_module("spikingformer.models")
+    importlib.import_module("spikingformer.engine")  # hands the models their inference in one piece
+
+
 class _AfterTimm(MetaPathFinder):
     """Finds timm as the other finders do, and imports our models once timm is whole."""
 
@@ -29,7 +34,7 @@ class _AfterTimm(MetaPathFinder):
         def execute_then_register(module: ModuleType) -> None:
             execute(module)
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-            importlib.import_module("spikingformer.models")
+            _import_models()
 
         spec.loader.exec_module = execute_then_register  # type: ignore[method-assign]
         return spec
@@ -38,6 +43,6 @@ class _AfterTimm(MetaPathFinder):
 def register_with_timm() -> None:
     """Every model of ours is in timm's registry after this and `import timm`, in either order."""
     if "timm" in sys.modules:
-        importlib.import_module("spikingformer.models")
+        _import_models()
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterTimm())

@@ -1,7 +1,7 @@
 """Runs a program on the compiled kernels, all spikes as bits: in float32, or with int8 weights."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,12 @@ class Engine:
                     quantize_neuron(step.lif)
         self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
 
+    def drop_weights(self) -> None:
+        """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
+        none = torch.empty(0)
+        steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
+        self.program = replace(self.program, steps=tuple(steps))
+
     def _prepare(self, step: Product) -> _Packed:
         o, c, k, _ = step.weight.shape
         if step.source == "picture":
@@ -145,7 +151,7 @@ class Engine:
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward_steps(x)[-1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_steps(self, x: Tensor) -> Tensor:
         """Logits after each time step, (T, B, num_classes), float32."""
         c = self.program.config

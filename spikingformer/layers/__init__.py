@@ -1,6 +1,6 @@
 """Spiking layers: products with BatchNorm, the pool-and-fire stage, attention."""
 
-from .attention import ORDERS, from_heads, spike_attention, to_heads
+from .attention import ORDERS, attention_lif, from_heads, spike_attention, to_heads
 from .conv import ConvBN, ConvBNLIF, batch_norm
 from .drop_path import DropPath
 from .pool import POOLS, max_pool
@@ -11,6 +11,7 @@ __all__ = [
     "ConvBN",
     "ConvBNLIF",
     "DropPath",
+    "attention_lif",
     "batch_norm",
     "from_heads",
     "max_pool",

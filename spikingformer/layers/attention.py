@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from spikingformer.neurons import LIF, State
+
+from .fused import attention_ops
+
 ORDERS = ("qk", "kv")
 
 
@@ -18,6 +22,18 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
 def from_heads(y: Tensor, size: Sequence[int]) -> Tensor:
     """(T, B, heads, N, d) to (T, B, C, H, W); `size` is (H, W)."""
     return y.transpose(2, 3).flatten(3).transpose(2, 3).unflatten(3, size)
+
+
+def attention_lif(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, order: str, lif: LIF, state: State | None = None
+) -> Tensor:
+    """Spike attention of each head and the neuron behind it: spikes (T, B, C, H, W), like q, k and v."""
+    if state is None and (ops := attention_ops(q, lif)) is not None:
+        spikes = ops.attention_lif(q, k, v, heads, scale, lif.config)
+        if spikes is not None:
+            return spikes
+    y = spike_attention(*(to_heads(x, heads) for x in (q, k, v)), scale, order)
+    return lif(from_heads(y, q.shape[3:]), state)
 
 
 def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, order: str) -> Tensor:

@@ -18,14 +18,18 @@ from spikingformer.neurons.backend import choose_backend
 _FEW_CHANNELS = 16  # below, a product has too few inputs for skipping silent ones to pay
 
 
-def _is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether `module` is a plain `kind` whose call nobody watches."""
-    return type(module) is kind and not (
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether nobody watches the calls of `module` and its forward is its class's."""
+    return "forward" not in module.__dict__ and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
-def _is_watched() -> bool:
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    return type(module) is kind and is_unwatched(module)
+
+
+def watches_calls() -> bool:
     """Whether every module call or every tensor operation is looked at (global hooks, counters)."""
     if torch.compiler.is_compiling():
         return False
@@ -35,7 +39,7 @@ def _is_watched() -> bool:
 def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module | None = None) -> ModuleType | None:
     """The fused operations that serve this layer for input x, or None where its modules must be called one by one."""
     plain = _is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d) and (neuron is None or _is_plain(neuron, LIF))
-    if not plain or bn.running_mean is None or bn.momentum is None or bn.weight is None or _is_watched():
+    if not plain or bn.running_mean is None or bn.momentum is None or bn.weight is None or watches_calls():
         return None
     backend = choose_backend(x)
     if backend == "triton":
@@ -47,6 +51,15 @@ def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module 
 
         return native_ops
     return None
+
+
+def attention_ops(x: Tensor, neuron: nn.Module) -> ModuleType | None:
+    """The fused attention that serves x, or None where the neuron must be called as a module."""
+    if not _is_plain(neuron, LIF) or watches_calls() or choose_backend(x) != "native" or not _native_serves(x):
+        return None
+    from spikingformer.native import ops as native_ops
+
+    return native_ops
 
 
 def _native_serves(*tensors: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, from_heads, spike_attention, to_heads
+from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, attention_lif
 from spikingformer.neurons import LIF, State
 
 from .base import ModelConfig, SpikingTransformer, block_drop_path
@@ -51,9 +51,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         s = self.lif(x, state)
-        q, k, v = (to_heads(f(s, state), self.heads) for f in (self.q, self.k, self.v))
-        y = spike_attention(q, k, v, self.scale, self.order)
-        return self.proj(self.attn_lif(from_heads(y, x.shape[3:]), state))
+        q, k, v = (f(s, state) for f in (self.q, self.k, self.v))
+        return self.proj(attention_lif(q, k, v, self.heads, self.scale, self.order, self.attn_lif, state))
 
 
 class MLP(nn.Module):

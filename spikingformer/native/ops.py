@@ -1,11 +1,13 @@
 """The compiled kernels as torch ops, for the layers above."""
 
+from .attention_op import attention_lif
 from .neuron_op import lif
 from .product_op import PackedSpikes, pack_spikes, spike_conv, spike_conv3x3, spike_linear
 from .stage_op import bn_pool_lif, bn_statistics
 
 __all__ = [
     "PackedSpikes",
+    "attention_lif",
     "bn_pool_lif",
     "bn_statistics",
     "lif",

@@ -5,6 +5,7 @@ Spikes are packed to one bit each; for the backward only the bits are kept. Wher
 the dense product is taken instead.
 """
 
+import ctypes
 import weakref
 from dataclasses import dataclass
 
@@ -96,6 +97,24 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     return result
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether x is contiguous, as it is or channels last."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def fingerprint(tensors: list[Tensor]) -> int:
+    """A number that changes with the contents of tensors that are dense in memory.
+
+    It reads all of tensors up to 16 KB and a line of memory in every 16 KB of the rest.
+    """
+    n = len(tensors)
+    addresses = (ctypes.c_void_p * n)(*[t.data_ptr() for t in tensors])
+    sizes = (ctypes.c_int64 * n)(*[t.numel() * t.element_size() for t in tensors])
+    result = ctypes.c_uint64()
+    kernel("fingerprint", "pplp")(addresses, sizes, n, ctypes.addressof(result))
+    return result.value
+
+
 def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product of packed spikes and weight (O, C, k, k): (N, O, H, W), channels last in memory."""
     n, c, h, w = spikes.shape
@@ -106,7 +125,8 @@ def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -
         b = None if bias is None else bias.contiguous()
         packed = packed_weight(weight)  # held here: the kernel sees only its address
         kernel("product_forward", "ppppplllllli")(
-            spikes.bits.data_ptr(), packed.packed.data_ptr(), packed.scale.data_ptr(), None if b is None else b.data_ptr(),
+            spikes.bits.data_ptr(), packed.packed.data_ptr(), packed.scale.data_ptr(),
+            None if b is None else b.data_ptr(),
             out.data_ptr(), *shape, c, o, k * k, threads(),
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -56,6 +56,9 @@ template <class A> SPK_INLINE typename A::Vector splat(typename A::Scalar s) { r
 // mask ? a : b, lane by lane; masks are 0 or -1 integers.
 template <class A>
 SPK_INLINE typename A::Vector select(typename A::Integer mask, typename A::Vector a, typename A::Vector b) {
+#if SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (typename A::Vector)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)mask);
+#endif
   return (typename A::Vector)((mask & (typename A::Integer)a) | (~mask & (typename A::Integer)b));
 }
 template <class A> SPK_INLINE typename A::Vector only_where(typename A::Integer mask, typename A::Vector a) {

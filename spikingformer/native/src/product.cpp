@@ -279,6 +279,21 @@ SPK_EXPORT(pack_spikes)(const float* spikes, long rows, long channels, uint64_t*
                         int32_t* not_binary, int threads) {
   pack_spikes(spikes, rows, channels, bits, ones, not_binary, threads);
 }
+// A number that changes with the contents of memory: all of up to 16 KB, else one line of 64 bytes in 16 KB.
+SPK_EXPORT(fingerprint)(const void* const* memory, const int64_t* bytes, long count, uint64_t* result) {
+  uint64_t sum = 1469598103934665603ull;
+  for (long i = 0; i < count; i++) {
+    const char* p = (const char*)memory[i];
+    const long stride = bytes[i] <= 16384 ? 64 : 16384;
+    for (long at = 0; at < bytes[i]; at += stride) {
+      uint64_t line[8] = {};
+      memcpy(line, p + at, minimum(64, bytes[i] - at));
+      for (int j = 0; j < 8; j++) sum = (sum ^ line[j]) * 1099511628211ull;
+    }
+    sum = (sum ^ (uint64_t)bytes[i]) * 1099511628211ull;
+  }
+  *result = sum;
+}
 SPK_EXPORT(unpack_spikes)(const uint64_t* bits, long rows, long channels, float* spikes, int threads) {
   unpack_spikes(bits, rows, channels, spikes, threads);
 }

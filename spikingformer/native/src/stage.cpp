@@ -39,7 +39,7 @@ template <class E> struct Peak {
   typename E::Arithmetic::Vector y;
   typename E::Arithmetic::Integer tap;
 };
-template <class E>
+template <class E, bool want_tap = true>
 SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long oy, long ox, long c, long m,
                              typename E::Arithmetic::Vector sign) {
   typedef typename E::Arithmetic A;
@@ -56,11 +56,15 @@ SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long
       typename A::Vector key = value * sign;
       typename A::Integer better = first ? (typename A::Integer){} - 1 : (typename A::Integer)(key > best);
       best = select<A>(better, key, best);
-      peak.y = select<A>(better, value, peak.y);
-      peak.tap = (better & (ky * 3 + kx)) | (~better & peak.tap);
+      if (want_tap) {
+        const typename A::Vector here = (typename A::Vector)((typename A::Integer){} + (ky * 3 + kx));
+        peak.tap = (typename A::Integer)select<A>(better, here, (typename A::Vector)peak.tap);
+      }
       first = false;
     }
   }
+  // The sign is 1, -1 or 0; for 0 the scale is 0 too, and y plays no part.
+  peak.y = best * sign;
   return peak;
 }
 template <class A> SPK_INLINE typename A::Vector sign_of(typename A::Vector v) {
@@ -68,6 +72,14 @@ template <class A> SPK_INLINE typename A::Vector sign_of(typename A::Vector v) {
 }
 
 template <class A> SPK_INLINE void put_bytes(uint8_t* p, typename A::Integer v, long m) {
+#if SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  if (A::lanes == 8) {
+    const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(shorts, shorts));
+    memcpy(p, &bytes, m);
+    return;
+  }
+#endif
   typedef uint8_t Bytes __attribute__((vector_size(A::lanes)));
   Bytes b = __builtin_convertvector(v, Bytes);
   memcpy(p, &b, m);
@@ -171,7 +183,7 @@ void stage_forward(const NeuronArgs& args, const StageArgs& stage_args, const ty
           for (long t = 0; t < g.T; t++) {
             if (t < g.Ty)
               x = channel.current(
-                  find_peak<E>(g, y + t * g.step + b * g.H * g.W * g.C, oy, ox, c, m, sign).y);
+                  find_peak<E, false>(g, y + t * g.step + b * g.H * g.W * g.C, oy, ox, c, m, sign).y);
             V h = neuron.charge(v, x);
             auto fired = neuron.fires(h);
             put_part<E>(spikes + t * g.pooled_step + (row * g.OW + ox) * g.C + c, only_where<A>(fired, splat<A>(1)), m);
@@ -274,16 +286,18 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
 #pragma omp parallel num_threads(g.threads)
     {
       const Neuron<A> neuron = shared;
-      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V));
+      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V)), sum_memory((2 * g.C + 2 * L) * sizeof(S));
+      S *row_sum = sum_memory.as<S>(), *row_sum_y = row_sum + (g.C + L - 1) / L * L;
       V *h = h_memory.as<V>(), *peaks = y_memory.as<V>();
       double* my_sums = all.mine();
 #pragma omp for schedule(static)
       for (long row = 0; row < rows; row++) {
-        for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
-          const Channel<E> channel(affine, c, m);
-          const V sign = sign_of<A>(channel.scale);
-          V sum = {}, sum_y = {};
-          for (long column = 0; column < columns; column++) {
+        memset(row_sum, 0, (2 * g.C + 2 * L) * sizeof(S));
+        for (long column = 0; column < columns; column++)
+          for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
+            const Channel<E> channel(affine, c, m);
+            const V sign = sign_of<A>(channel.scale);
+            V sum = load<A>(row_sum + c), sum_y = load<A>(row_sum_y + c);
             const long at = (row * columns + column) * g.C + c;
             V x = {}, total = {};
             neuron_backward<A, kind.value>(
@@ -318,15 +332,13 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
                   sum_y += total * (peaks[t] - channel.mean);
                   total = V{};
                 });
-          }
-          S a[L], b[L];
-          store<A>(a, sum);
-          store<A>(b, sum_y);
-          for (long i = 0; i < m; i++) {
-            my_sums[c + i] += a[i];
-            my_sums[g.C + c + i] += b[i];
-          }
-        });
+            store<A>(row_sum + c, sum);
+            store<A>(row_sum_y + c, sum_y);
+          });
+        for (long c = 0; c < g.C; c++) {
+          my_sums[c] += row_sum[c];
+          my_sums[g.C + c] += row_sum_y[c];
+        }
       }
     }
   });
