@@ -162,57 +162,68 @@ void statistics(const typename E::type* y, long rows, long channels, double* mea
   }
 }
 
+// Neurons of one row of output pixels, some columns at a time: all of a time step before the next, so that memory is read
+// in order. Values of a block are [column][C padded to whole vectors].
+template <class E> struct Block {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Scalar S;
+  static constexpr long L = A::lanes;
+  const long pitch, columns;  // of a block, at most
+  Block(const Stage& g, long columns_of_row, long bytes)
+      : pitch((g.C + L - 1) / L * L), columns(maximum(1, minimum(columns_of_row, bytes / (pitch * (long)sizeof(S))))) {}
+  long size() const { return columns * pitch; }
+};
+template <long L, class F> SPK_INLINE void for_each_place(const Stage& g, long pitch, long column0, long column1, F&& f) {
+  for (long column = column0; column < column1; column++)
+    for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA { f(column, c, m, (column - column0) * pitch + c); });
+}
+
 template <class E>
 void stage_forward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
                    const typename E::type* residual, const Affine<typename E::type>& affine, typename E::type* spikes,
                    typename E::type* current, uint8_t* fired_bytes) {
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
+  typedef typename A::Scalar S;
   constexpr long L = A::lanes;
   const Stage g(args, stage_args);
   const Neuron<A> shared(args);
-  if (g.pool == 1) {
-#pragma omp parallel for num_threads(g.threads) schedule(static)
-    for (long row = 0; row < g.B * g.OH; row++) {
-      const Neuron<A> neuron = shared;
-      const long b = row / g.OH, oy = row % g.OH;
-      for (long ox = 0; ox < g.OW; ox++)
-        for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
-          const Channel<E> channel(affine, c, m);
-          V v = splat<A>(neuron.v_rest), x = {}, sign = sign_of<A>(channel.scale);
-          for (long t = 0; t < g.T; t++) {
-            if (t < g.Ty)
-              x = channel.current(
-                  find_peak<E, false>(g, y + t * g.step + b * g.H * g.W * g.C, oy, ox, c, m, sign).y);
-            V h = neuron.charge(v, x);
-            auto fired = neuron.fires(h);
-            put_part<E>(spikes + t * g.pooled_step + (row * g.OW + ox) * g.C + c, only_where<A>(fired, splat<A>(1)), m);
-            v = neuron.reset(h, fired);
-          }
-        });
-    }
-    return;
-  }
-#pragma omp parallel for num_threads(g.threads) schedule(static)
-  for (long pixel = 0; pixel < g.B * g.H * g.W; pixel++) {
+  const bool cml = g.pool == 1;
+  const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W, z_step = cml ? g.pooled_step : g.step;
+  const Block<E> block(g, columns, 16384);
+#pragma omp parallel num_threads(g.threads)
+  {
     const Neuron<A> neuron = shared;
-    for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
-      const Channel<E> channel(affine, c, m);
-      const long at = pixel * g.C + c;
-      V v = splat<A>(neuron.v_rest), x = {};
-      for (long t = 0; t < g.T; t++) {
-        if (t < g.Ty) {
-          x = channel.current(get_part<E>(y + t * g.step + at, m));
-          if (residual) x += get_part<E>(residual + t * g.step + at, m);
-          if (current) put_part<E>(current + t * g.step + at, x, m);
-        }
-        V h = neuron.charge(v, x);
-        auto fired = neuron.fires(h);
-        if (g.pool == 2) put_bytes<A>(fired_bytes + t * g.step + at, fired & 1, m);
-        else put_part<E>(spikes + t * g.step + at, only_where<A>(fired, splat<A>(1)), m);
-        v = neuron.reset(h, fired);
-      }
-    });
+    Scratch memory(2 * block.size() * sizeof(S));
+    S *membrane = memory.as<S>(), *held = membrane + block.size();
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; row++)
+      for (long column0 = 0; column0 < columns; column0 += block.columns)
+        for (long t = 0; t < g.T; t++)
+          for_each_place<L>(g, block.pitch, column0, minimum(columns, column0 + block.columns),
+                            [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+            const long at = (row * columns + column) * g.C + c;
+            V x;
+            if (t < g.Ty) {
+              const Channel<E> channel(affine, c, m);
+              if (cml) {
+                const typename E::type* image = y + t * g.step + row / g.OH * g.H * g.W * g.C;
+                x = channel.current(find_peak<E, false>(g, image, row % g.OH, column, c, m, sign_of<A>(channel.scale)).y);
+              } else {
+                x = channel.current(get_part<E>(y + t * g.step + at, m));
+                if (residual) x += get_part<E>(residual + t * g.step + at, m);
+                if (current) put_part<E>(current + t * g.step + at, x, m);
+              }
+              if (g.Ty < g.T) store<A>(held + place, x);
+            } else {
+              x = load<A>(held + place);
+            }
+            V h = neuron.charge(t ? load<A>(membrane + place) : splat<A>(neuron.v_rest), x);
+            auto fired = neuron.fires(h);
+            if (g.pool == 2) put_bytes<A>(fired_bytes + t * g.step + at, fired & 1, m);
+            else put_part<E>(spikes + t * z_step + at, only_where<A>(fired, splat<A>(1)), m);
+            store<A>(membrane + place, neuron.reset(h, fired));
+          });
   }
 }
 
@@ -245,25 +256,6 @@ void pool_bytes(const NeuronArgs& args, const StageArgs& stage_args, const uint8
   }
 }
 
-// Runs the neuron's backward for one vector of neurons; x(t) gives the current, grad(t) the gradient of the spike,
-// out(t, gradient of the current) takes the result, last step first. `memory`: T vectors for h.
-template <class A, int kind, class X, class G, class O>
-SPK_INLINE void neuron_backward(const Neuron<A>& neuron, long T, typename A::Vector* memory, X&& x, G&& grad, O&& out) {
-  typedef typename A::Vector V;
-  V v = splat<A>(neuron.v_rest);
-  for (long t = 0; t < T; t++) {
-    memory[t] = neuron.charge(v, x(t));
-    v = neuron.reset(memory[t], neuron.fires(memory[t]));
-  }
-  V carry = {};
-  for (long t = T - 1; t >= 0; t--) {
-    V grad_h = neuron.template grad_charge<kind>(memory[t], grad(t), carry);
-    V share = neuron.over_tau(grad_h);
-    out(t, neuron.decay ? share : grad_h);
-    carry = grad_h - share;
-  }
-}
-
 // Pass 1: gradient of the currents, and its sums over all positions, plain and times (y - mean).
 //   pool 1: grad_z is pooled [Ty, B, OH, OW, C] and `taps` is written; else grad_z is [Ty, B, H, W, C] and, for
 //   pool 2, `taps` is read and grad_spikes is pooled.
@@ -282,59 +274,78 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
   const bool cml = g.pool == 1;
   const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W;
   const long z_step = cml ? g.pooled_step : g.step;
+  const Block<E> block(g, columns, 65536 / (g.T + g.Ty));
+  const long size = block.size();
   with_surrogate(args.surrogate, [&](auto kind) {
 #pragma omp parallel num_threads(g.threads)
     {
       const Neuron<A> neuron = shared;
-      Scratch h_memory(g.T * sizeof(V)), y_memory(g.Ty * sizeof(V)), sum_memory((2 * g.C + 2 * L) * sizeof(S));
-      S *row_sum = sum_memory.as<S>(), *row_sum_y = row_sum + (g.C + L - 1) / L * L;
-      V *h = h_memory.as<V>(), *peaks = y_memory.as<V>();
+      Scratch memory(((g.T + g.Ty + 2) * size + 2 * block.pitch) * sizeof(S));
+      S *charges = memory.as<S>(), *peaks = charges + g.T * size, *carry = peaks + g.Ty * size, *held = carry + size;
+      S *row_sum = held + size, *row_sum_y = row_sum + block.pitch;
       double* my_sums = all.mine();
 #pragma omp for schedule(static)
       for (long row = 0; row < rows; row++) {
-        memset(row_sum, 0, (2 * g.C + 2 * L) * sizeof(S));
-        for (long column = 0; column < columns; column++)
-          for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
-            const Channel<E> channel(affine, c, m);
-            const V sign = sign_of<A>(channel.scale);
-            V sum = load<A>(row_sum + c), sum_y = load<A>(row_sum_y + c);
-            const long at = (row * columns + column) * g.C + c;
-            V x = {}, total = {};
-            neuron_backward<A, kind.value>(
-                neuron, g.T, h,
-                [&](long t) SPK_INLINE_LAMBDA {
-                  if (t >= g.Ty) return x;
-                  if (cml) {
-                    const Peak<E> peak = find_peak<E>(g, y + t * g.step + row / g.OH * g.H * g.W * g.C, row % g.OH,
-                                                      column, c, m, sign);
-                    put_bytes<A>(taps + t * z_step + at, peak.tap, m);
-                    peaks[t] = peak.y;
-                  } else {
-                    peaks[t] = get_part<E>(y + t * g.step + at, m);
-                  }
-                  x = channel.current(peaks[t]);
-                  if (residual) x += get_part<E>(residual + t * g.step + at, m);
-                  return x;
-                },
-                [&](long t) SPK_INLINE_LAMBDA {
-                  if (g.pool == 2) {
-                    const long image = (t * g.B + row / g.H) * g.OH * g.OW * g.C;
-                    return gather<E>(g, grad_spikes + image, taps + image, row % g.H, column, c, m);
-                  }
-                  return get_part<E>(grad_spikes + t * z_step + at, m);
-                },
-                [&](long t, V grad) SPK_INLINE_LAMBDA {
-                  total += grad;
-                  if (t >= g.Ty) return;
-                  if (grad_current) total += get_part<E>(grad_current + t * z_step + at, m);
-                  put_part<E>(grad_z + t * z_step + at, total, m);
-                  sum += total;
-                  sum_y += total * (peaks[t] - channel.mean);
-                  total = V{};
-                });
-            store<A>(row_sum + c, sum);
-            store<A>(row_sum_y + c, sum_y);
-          });
+        memset(row_sum, 0, 2 * block.pitch * sizeof(S));
+        for (long column0 = 0; column0 < columns; column0 += block.columns) {
+          const long column1 = minimum(columns, column0 + block.columns);
+          // carry: the membrane on the way forward, its gradient on the way back
+          for (long t = 0; t < g.T; t++)
+            for_each_place<L>(g, block.pitch, column0, column1,
+                              [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+              const long at = (row * columns + column) * g.C + c;
+              V x;
+              if (t < g.Ty) {
+                const Channel<E> channel(affine, c, m);
+                V here;
+                if (cml) {
+                  const typename E::type* image = y + t * g.step + row / g.OH * g.H * g.W * g.C;
+                  const Peak<E> peak = find_peak<E>(g, image, row % g.OH, column, c, m, sign_of<A>(channel.scale));
+                  put_bytes<A>(taps + t * z_step + at, peak.tap, m);
+                  here = peak.y;
+                } else {
+                  here = get_part<E>(y + t * g.step + at, m);
+                }
+                store<A>(peaks + t * size + place, here);
+                x = channel.current(here);
+                if (residual) x += get_part<E>(residual + t * g.step + at, m);
+                if (g.Ty < g.T) store<A>(held + place, x);
+              } else {
+                x = load<A>(held + place);
+              }
+              const V h = neuron.charge(t ? load<A>(carry + place) : splat<A>(neuron.v_rest), x);
+              store<A>(charges + t * size + place, h);
+              store<A>(carry + place, neuron.reset(h, neuron.fires(h)));
+            });
+          memset(carry, 0, 2 * size * sizeof(S));  // held: the sum over the steps that share one current
+          for (long t = g.T - 1; t >= 0; t--)
+            for_each_place<L>(g, block.pitch, column0, column1,
+                              [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+              const long at = (row * columns + column) * g.C + c;
+              V grad;
+              if (g.pool == 2) {
+                const long image = (t * g.B + row / g.H) * g.OH * g.OW * g.C;
+                grad = gather<E>(g, grad_spikes + image, taps + image, row % g.H, column, c, m);
+              } else {
+                grad = get_part<E>(grad_spikes + t * z_step + at, m);
+              }
+              const V grad_h = neuron.template grad_charge<kind.value>(load<A>(charges + t * size + place), grad,
+                                                                       load<A>(carry + place));
+              const V share = neuron.over_tau(grad_h);
+              store<A>(carry + place, grad_h - share);
+              V total = neuron.decay ? share : grad_h;
+              if (g.Ty < g.T) {
+                total += load<A>(held + place);
+                store<A>(held + place, total);
+              }
+              if (t >= g.Ty) return;
+              if (grad_current) total += get_part<E>(grad_current + t * z_step + at, m);
+              put_part<E>(grad_z + t * z_step + at, total, m);
+              const V centred = load<A>(peaks + t * size + place) - get_part<E>(affine.mean + c, m);
+              store<A>(row_sum + c, load<A>(row_sum + c) + total);
+              store<A>(row_sum_y + c, load<A>(row_sum_y + c) + total * centred);
+            });
+        }
         for (long c = 0; c < g.C; c++) {
           my_sums[c] += row_sum[c];
           my_sums[g.C + c] += row_sum_y[c];
