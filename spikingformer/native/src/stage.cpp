@@ -85,25 +85,38 @@ template <class A> SPK_INLINE void put_bytes(uint8_t* p, typename A::Integer v, 
   memcpy(p, &b, m);
 }
 template <class A> SPK_INLINE typename A::Integer get_bytes(const uint8_t* p, long m) {
+#if SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  if (A::lanes == 8 && m == 8) return (typename A::Integer)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#endif
   typedef uint8_t Bytes __attribute__((vector_size(A::lanes)));
   Bytes b = {};
   memcpy(&b, p, m);
   return __builtin_convertvector(b, typename A::Integer);
 }
 
-// Gradient that pooled values [OH, OW, C] (one image, one step) send to pixel (y, x) of the unpooled picture.
+// The pooled windows that pixel (y, x) lies in: where each starts in [OH, OW, C], and as which of its taps.
+struct Windows {
+  int count = 0, tap[4];
+  long at[4];
+  Windows(const Stage& g, long y, long x) {
+    for (long oy = y / 2; oy <= (y + 1) / 2 && oy < g.OH; oy++)
+      for (long ox = x / 2; ox <= (x + 1) / 2 && ox < g.OW; ox++) {
+        at[count] = (oy * g.OW + ox) * g.C;
+        tap[count++] = (int)((y + 1 - 2 * oy) * 3 + x + 1 - 2 * ox);
+      }
+  }
+};
+// Gradient that pooled values [OH, OW, C] (one image, one step) send to a pixel of the unpooled picture.
 template <class E>
-SPK_INLINE typename E::Arithmetic::Vector gather(const Stage& g, const typename E::type* grad, const uint8_t* taps,
-                                                 long y, long x, long c, long m) {
+SPK_INLINE typename E::Arithmetic::Vector gather(const Windows& windows, const typename E::type* grad, const uint8_t* taps,
+                                                 long c, long m) {
   typedef typename E::Arithmetic A;
   typename A::Vector sum = {};
-  for (long oy = y / 2; oy <= (y + 1) / 2 && oy < g.OH; oy++)
-    for (long ox = x / 2; ox <= (x + 1) / 2 && ox < g.OW; ox++) {
-      long at = (oy * g.OW + ox) * g.C + c;
-      int tap = (int)((y + 1 - 2 * oy) * 3 + x + 1 - 2 * ox);
-      typename A::Integer mine = get_bytes<A>(taps + at, m) == (typename A::Integer){} + tap;
-      sum += only_where<A>(mine, get_part<E>(grad + at, m));
-    }
+  for (int w = 0; w < windows.count; w++) {
+    const long at = windows.at[w] + c;
+    typename A::Integer mine = get_bytes<A>(taps + at, m) == (typename A::Integer){} + windows.tap[w];
+    sum += only_where<A>(mine, get_part<E>(grad + at, m));
+  }
   return sum;
 }
 
@@ -173,27 +186,30 @@ template <class E> struct Block {
       : pitch((g.C + L - 1) / L * L), columns(maximum(1, minimum(columns_of_row, bytes / (pitch * (long)sizeof(S))))) {}
   long size() const { return columns * pitch; }
 };
-template <long L, class F> SPK_INLINE void for_each_place(const Stage& g, long pitch, long column0, long column1, F&& f) {
+template <long L, class F> SPK_INLINE void for_each_place(const Stage& g, long pitch, long column0, long column1, F f) {
+  const long channels = g.C;
   for (long column = column0; column < column1; column++)
-    for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA { f(column, c, m, (column - column0) * pitch + c); });
+    for_each_vector<L>(channels, [=](long c, long m) SPK_INLINE_LAMBDA { f(column, c, m, (column - column0) * pitch + c); });
 }
 
 template <class E>
 void stage_forward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
-                   const typename E::type* residual, const Affine<typename E::type>& affine, typename E::type* spikes,
+                   const typename E::type* residual, const Affine<typename E::type>& shared_affine, typename E::type* spikes,
                    typename E::type* current, uint8_t* fired_bytes) {
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  const Stage g(args, stage_args);
-  const Neuron<A> shared(args);
-  const bool cml = g.pool == 1;
-  const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W, z_step = cml ? g.pooled_step : g.step;
-  const Block<E> block(g, columns, 16384);
-#pragma omp parallel num_threads(g.threads)
+  const Stage shared(args, stage_args);
+#pragma omp parallel num_threads(shared.threads)
   {
-    const Neuron<A> neuron = shared;
+    // Copies that no store can alias, here and in the closures: they stay in registers.
+    const Stage g = shared;
+    const Neuron<A> neuron(args);
+    const Affine<typename E::type> affine = shared_affine;
+    const bool cml = g.pool == 1;
+    const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W, z_step = cml ? g.pooled_step : g.step;
+    const Block<E> block(g, columns, 16384);
     Scratch memory(2 * block.size() * sizeof(S));
     S *membrane = memory.as<S>(), *held = membrane + block.size();
 #pragma omp for schedule(static)
@@ -201,7 +217,7 @@ void stage_forward(const NeuronArgs& args, const StageArgs& stage_args, const ty
       for (long column0 = 0; column0 < columns; column0 += block.columns)
         for (long t = 0; t < g.T; t++)
           for_each_place<L>(g, block.pitch, column0, minimum(columns, column0 + block.columns),
-                            [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+                            [=](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
             const long at = (row * columns + column) * g.C + c;
             V x;
             if (t < g.Ty) {
@@ -261,25 +277,26 @@ void pool_bytes(const NeuronArgs& args, const StageArgs& stage_args, const uint8
 //   pool 2, `taps` is read and grad_spikes is pooled.
 template <class E>
 void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const typename E::type* y,
-                    const typename E::type* residual, const Affine<typename E::type>& affine,
+                    const typename E::type* residual, const Affine<typename E::type>& shared_affine,
                     const typename E::type* grad_spikes, const typename E::type* grad_current,
                     typename E::type* grad_z, uint8_t* taps, double* sums) {
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  const Stage g(args, stage_args);
-  const Neuron<A> shared(args);
-  const ThreadSums all(2 * g.C, g.threads);
-  const bool cml = g.pool == 1;
-  const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W;
-  const long z_step = cml ? g.pooled_step : g.step;
-  const Block<E> block(g, columns, 65536 / (g.T + g.Ty));
-  const long size = block.size();
+  const Stage shared(args, stage_args);
+  const ThreadSums all(2 * shared.C, shared.threads);
   with_surrogate(args.surrogate, [&](auto kind) {
-#pragma omp parallel num_threads(g.threads)
+#pragma omp parallel num_threads(shared.threads)
     {
-      const Neuron<A> neuron = shared;
+      const Stage g = shared;
+      const Neuron<A> neuron(args);
+      const Affine<typename E::type> affine = shared_affine;
+      const bool cml = g.pool == 1;
+      const long rows = g.B * (cml ? g.OH : g.H), columns = cml ? g.OW : g.W;
+      const long z_step = cml ? g.pooled_step : g.step;
+      const Block<E> block(g, columns, 65536 / (g.T + g.Ty));
+      const long size = block.size();
       Scratch memory(((g.T + g.Ty + 2) * size + 2 * block.pitch) * sizeof(S));
       S *charges = memory.as<S>(), *peaks = charges + g.T * size, *carry = peaks + g.Ty * size, *held = carry + size;
       S *row_sum = held + size, *row_sum_y = row_sum + block.pitch;
@@ -292,7 +309,7 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
           // carry: the membrane on the way forward, its gradient on the way back
           for (long t = 0; t < g.T; t++)
             for_each_place<L>(g, block.pitch, column0, column1,
-                              [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+                              [=](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
               const long at = (row * columns + column) * g.C + c;
               V x;
               if (t < g.Ty) {
@@ -320,12 +337,12 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
           memset(carry, 0, 2 * size * sizeof(S));  // held: the sum over the steps that share one current
           for (long t = g.T - 1; t >= 0; t--)
             for_each_place<L>(g, block.pitch, column0, column1,
-                              [&](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
+                              [=](long column, long c, long m, long place) SPK_INLINE_LAMBDA {
               const long at = (row * columns + column) * g.C + c;
               V grad;
               if (g.pool == 2) {
                 const long image = (t * g.B + row / g.H) * g.OH * g.OW * g.C;
-                grad = gather<E>(g, grad_spikes + image, taps + image, row % g.H, column, c, m);
+                grad = gather<E>(Windows(g, row % g.H, column), grad_spikes + image, taps + image, c, m);
               } else {
                 grad = get_part<E>(grad_spikes + t * z_step + at, m);
               }
@@ -353,7 +370,7 @@ void stage_backward(const NeuronArgs& args, const StageArgs& stage_args, const t
       }
     }
   });
-  for (long c = 0; c < 2 * g.C; c++) sums[c] = all.total(c);
+  for (long c = 0; c < 2 * shared.C; c++) sums[c] = all.total(c);
 }
 
 // Pass 2: grad_y = scale * grad_z + slope * (y - mean) + offset, the last two zero where the statistics are fixed.
@@ -365,20 +382,28 @@ void normalisation_backward(const NeuronArgs& args, const StageArgs& stage_args,
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
   constexpr long L = A::lanes;
-  const Stage g(args, stage_args);
-#pragma omp parallel for num_threads(g.threads) schedule(static)
-  for (long row = 0; row < g.Ty * g.B * g.H; row++) {
-    const long image = row / g.H * g.OH * g.OW * g.C;
-    for (long x = 0; x < g.W; x++)
-      for_each_vector<L>(g.C, [&](long c, long m) SPK_INLINE_LAMBDA {
-        const long at = (row * g.W + x) * g.C + c;
-        V grad = g.pool == 1 ? gather<E>(g, grad_z + image, taps + image, row % g.H, x, c, m)
-                             : get_part<E>(grad_z + at, m);
-        V centred = get_part<E>(y + at, m) - get_part<E>(mean + c, m);
-        put_part<E>(grad_y + at,
-                    get_part<E>(scale + c, m) * grad + get_part<E>(slope + c, m) * centred + get_part<E>(offset + c, m),
-                    m);
-      });
+  const Stage shared(args, stage_args);
+#pragma omp parallel num_threads(shared.threads)
+  {
+    // Copies that no store can alias: they stay in registers.
+    const Stage g = shared;
+    const typename E::type *y_ = y, *mean_ = mean, *scale_ = scale, *slope_ = slope, *offset_ = offset;
+#pragma omp for schedule(static)
+    for (long row = 0; row < g.Ty * g.B * g.H; row++)
+      for (long x = 0; x < g.W; x++) {
+        const Windows windows(g, row % g.H, x);
+        const long image = row / g.H * g.OH * g.OW * g.C, pixel = (row * g.W + x) * g.C;
+        const typename E::type* from = grad_z + (g.pool == 1 ? image : pixel);
+        const uint8_t* tap = taps + (g.pool == 1 ? image : 0);
+        typename E::type* to = grad_y + pixel;
+        for_each_vector<L>(g.C, [=](long c, long m) SPK_INLINE_LAMBDA {
+          const V grad = g.pool == 1 ? gather<E>(windows, from, tap, c, m) : get_part<E>(from + c, m);
+          const V centred = get_part<E>(y_ + pixel + c, m) - get_part<E>(mean_ + c, m);
+          put_part<E>(to + c,
+                      get_part<E>(scale_ + c, m) * grad + get_part<E>(slope_ + c, m) * centred + get_part<E>(offset_ + c, m),
+                      m);
+        });
+      }
   }
 }
 
