@@ -205,7 +205,8 @@ struct GradientPiece {
   long pitch, first, tokens, c0, c1;
 };
 
-template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector* table, float* grad, long column) {
+// sums: [tap][C][NV], the tile's gradient so far.
+template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector* table, Float::Vector* sums, long column) {
   constexpr long step = table_groups<NV>() * 4;
   const Geometry& g = p.g;
   const long width = minimum(NV * FL, g.outputs - column);
@@ -222,13 +223,10 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
       for (long c = p.c0; c < p.c1; c++) {
         const uint64_t now = cut(p.columns + (tap * g.channels + c) * p.pitch, t0, here);
         if (!now && !fresh) continue;
-        float* o = grad + (tap * g.channels + c) * g.outputs + column;
-        Float::Vector acc[NV];
-        if (fresh)
-          for (int j = 0; j < NV; j++) acc[j] = Float::Vector{};
-        else load_tile<NV>(acc, o, width);
+        Float::Vector *kept = sums + (tap * g.channels + c) * NV, acc[NV];
+        for (int j = 0; j < NV; j++) acc[j] = fresh ? Float::Vector{} : kept[j];
         add_table_rows<NV>(acc, table, now, groups);
-        store_tile<NV>(o, acc, width);
+        for (int j = 0; j < NV; j++) kept[j] = acc[j];
       }
   }
 }
@@ -238,7 +236,11 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
   const Tiles tiles = product_tiles(g.outputs, FL);
   const long tokens = g.tokens(), words = words_of(g.channels), pitch = minimum(kChunk, tokens + 63) / 64;
   const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + tiles.count - 1) / tiles.count));
-  Scratch column_memory(g.taps * g.channels * pitch * sizeof(uint64_t));
+  const long rows = g.taps * g.channels;
+  Scratch column_memory(rows * pitch * sizeof(uint64_t));
+  // Rows of a tile lie close together here; in `grad` they are far apart, and often in the same sets of the cache.
+  Scratch sum_memory(rows * tiles.count * tiles.width() * sizeof(float));
+  float* sums = sum_memory.as<float>();
   uint64_t* columns = column_memory.as<uint64_t>();
 #pragma omp parallel num_threads(threads)
   {
@@ -266,10 +268,17 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
         const GradientPiece piece{g, gradient, columns, pitch, first, here, g.channels * part / parts,
                                   g.channels * (part + 1) / parts};
         with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
-          gradient_table_tile<nv.value>(piece, table.as<Float::Vector>(), grad, tile * tiles.width());
+          gradient_table_tile<nv.value>(piece, table.as<Float::Vector>(),
+                                        (Float::Vector*)(sums + tile * rows * tiles.width()), tile * tiles.width());
         });
       }
     }
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; row++)
+      for (long tile = 0; tile < tiles.count; tile++) {
+        const long column = tile * tiles.width(), width = minimum(tiles.width(), g.outputs - column);
+        memcpy(grad + row * g.outputs + column, sums + (tile * rows + row) * tiles.width(), width * sizeof(float));
+      }
   }
 }
 
