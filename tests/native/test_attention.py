@@ -48,7 +48,9 @@ def test_equals_the_plain_composition(shape, config, dtype, isa):
     assert 0 < want.mean() < 1 or want.numel() == 1
     for a, b in zip(gradients, wanted, strict=True):
         # sums of a few hundred terms in another order
-        torch.testing.assert_close(a, b, rtol=0, atol=(1e-12 if dtype == torch.float64 else 1e-5) * b.abs().max().item())
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=(1e-12 if dtype == torch.float64 else 1e-5) * b.abs().max().item()
+        )
 
 
 def test_an_input_that_is_no_spike_is_left_to_the_plain_form():
