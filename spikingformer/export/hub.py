@@ -16,6 +16,7 @@ from spikingformer.models import VARIANTS, SpikingTransformer
 from .fold import is_folded
 from .metadata import ExportMetadata
 from .model_card import CardFacts, model_card
+from .prepare import check_weights
 
 CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
 
@@ -29,6 +30,7 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
         raise ValueError("a hub folder holds a model that can be trained on: give it before BatchNorm is folded")
     target = Path(folder)
     _check_target(target)
+    check_weights(model)
     pre = metadata.preprocessing
     config: dict[str, Any] = {
         "label_names": list(metadata.class_names),

@@ -82,6 +82,7 @@ def prepare(
     model.frames(x)  # raises for a shape that the model does not take
     if not x.isfinite().all():
         raise ValueError("the example holds NaN or infinity: give an input as the model sees it")
+    check_weights(model)
     if is_folded(model):
         folded, fold = model, None
     else:
@@ -99,6 +100,15 @@ def prepare(
     if size != described.preprocessing.size:
         described = replace(described, preprocessing=replace(described.preprocessing, size=size))
     return Prepared(folded.float().cpu().eval(), x if len(x) > 1 else torch.cat([x, x]), described, fold)
+
+
+def check_weights(model: SpikingTransformer) -> None:
+    """Raises ValueError for weights that are not numbers: spikes hide them, the classes look as if all were well."""
+    if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{len(broken)} of the model's weights hold NaN or infinity, first {broken[0]}: export a checkpoint from "
+            "before its training diverged"
+        )
 
 
 def checked_target(path: str | Path, suffix: str) -> Path:
