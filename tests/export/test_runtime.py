@@ -83,7 +83,7 @@ def test_wrong_files_say_what_to_do(tmp_path):
     for name, message in {
         "a.onnx": "cannot be read as an ONNX model",
         "a.pt2": "is not a .pt2 archive",
-        "a.safetensors": "cannot be read as a safetensors file",
+        "a.safetensors": "not a whole safetensors file",
         "a.txt": "none of the formats that can be run: .onnx, .pt2, .safetensors",
         "a.nir": "has no logits: give another format",
     }.items():
