@@ -67,7 +67,7 @@ def write_event_files(folder):
 def test_examples_run(folder, page, capsys):
     if page.stem == "int8" and not status().available:
         pytest.skip(f"no compiled kernels: {status().reason}")
-    if page.stem == "streaming":
+    if page.stem in ("streaming", "int8"):
         write_event_files(folder)
     if page.stem == "anytime":
         write_digits_run(folder)
