@@ -173,3 +173,39 @@ def test_wrong_streams_exit_with_a_message(event_model, recording, capsys, words
     code = main(["predict", str(event_model), "--stream", str(recording), *words])
     assert code == (2 if message else 0)
     assert message in capsys.readouterr().err
+
+
+def test_unreadable_pictures_are_named_in_plain_words(tmp_path, picture, capsys):
+    (tmp_path / "text.png").write_text("hello")
+    assert main(["predict", "spikingformer_cml_4_384.cifar10", str(picture), str(tmp_path / "text.png")]) == 2
+    captured = capsys.readouterr()
+    assert "text.png: not readable (not a picture of a known format)" in captured.out
+    assert "1 of 2 files could not be read" in captured.err
+
+
+def test_only_our_modules_say_the_class_after_each_step(tmp_path, recording, capsys):
+    if not status().available:
+        pytest.skip(f"no compiled kernels: {status().reason}")
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    rng = np.random.default_rng(0)
+    few = make_events(rng.integers(0, 32, 50), rng.integers(0, 32, 50), np.arange(50), rng.integers(0, 2, 50))
+    write_aedat31(tmp_path / "r.aedat", few)
+    export_int8(model, tmp_path / "8.safetensors", metadata=describe(model, NAMES), check=False)
+    export_weights(model, tmp_path / "m.safetensors", metadata=describe(model, NAMES), check=False)
+    (whole,) = predicted(capsys, tmp_path / "8.safetensors", tmp_path / "r.aedat")
+    (stepped,) = predicted(capsys, tmp_path / "m.safetensors", tmp_path / "r.aedat")
+    assert "after_step" not in whole
+    assert len(stepped["after_step"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "2"], "does not say what data it was trained on"),
+        (["X.png", "--device", "cuda"], "on the CPU here"),
+    ],
+    ids=["samples", "device"],
+)
+def test_what_an_exported_file_cannot_do_is_said(event_model, capsys, words, message):
+    assert main(["predict", str(event_model), *words]) == 2
+    assert message in capsys.readouterr().err
