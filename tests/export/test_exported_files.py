@@ -9,6 +9,7 @@ from spikingformer.export.metadata import ExportMetadata
 from spikingformer.export.prepare import checked_target
 from spikingformer.export.runtime import load_predictor
 from spikingformer.native import status
+from spikingformer.training.checkpoint import load_model
 
 from .conftest import small_model
 
@@ -86,3 +87,9 @@ def test_damaged_metadata_name_the_file(model, field, value):
     assert ExportMetadata.from_strings(strings) == describe(model)
     with pytest.raises(ValueError, match=r"^m.onnx has damaged metadata \(.+\): export the checkpoint again$"):
         ExportMetadata.from_strings({**strings, f"spikingformer.{field}": value}, "m.onnx")
+
+
+def test_a_checkpoint_is_asked_for_where_an_export_was_given(tmp_path, model):
+    path = export_weights(model, tmp_path / "m.safetensors", check=False).path
+    with pytest.raises(ValueError, match="an exported file, which `predict` runs; give the checkpoint"):
+        load_model(path)
