@@ -23,7 +23,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "to compare. Every file carries its preprocessing, class names, time steps and the checkpoint's hash; "
         "`spikingformer predict` runs it.",
     )
-    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    parser.add_argument(
+        "checkpoint",
+        help="best.safetensors or last.safetensors of a run, a converted file, or MODEL.TAG of weights that come with "
+        "the package",
+    )
     parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
     parser.add_argument(
@@ -89,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
             f"float64, logits by at most {report.fold.logit_difference:.1e}"
         )
     if report.logit_difference is not None:
-        print(f"run once on random input: logits differ from the model's by at most {report.logit_difference:.1e}")
+        why = ", which rounding to 8 bits does: see compare_int8 for accuracy" if args.to == "int8" else ""
+        print(f"run once on random input: logits differ from the model's by at most {report.logit_difference:.1e}{why}")
     return 0
 
 
@@ -124,4 +129,6 @@ def _refuse_what_the_format_lacks(args: argparse.Namespace) -> None:
 
 
 def _beside(source: Path, args: argparse.Namespace) -> Path:
-    return source.with_name(source.stem + ("-step" if args.streaming else "") + SUFFIX[args.to])
+    name = source.stem if source.is_file() else source.name  # MODEL.TAG has no suffix
+    part = f"-{args.part}" if args.part else ""
+    return source.with_name(name + ("-step" if args.streaming else "") + part + SUFFIX[args.to])

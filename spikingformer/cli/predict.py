@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.stream is not None:
         return stream.run(args)
     if is_exported(args.checkpoint):
+        if args.device == "cuda":
+            raise ValueError(f"--device cuda: {args.checkpoint} is an exported file, which runs on the CPU here")
         model, info = open_exported(args.checkpoint)
     else:
         model, info = load_model(args.checkpoint)

@@ -66,12 +66,13 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         events, info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
     )
     inputs = torch.from_numpy(frames).float()[None].to(_device(model))
-    steps = model.forward_steps(inputs)[:, 0] if isinstance(model, SpikingTransformer) else model(inputs)
-    row = {
-        "file": file,
-        "classes": _ranked(steps[-1], info, top),
-        "after_step": [info.class_names[int(step.argmax())] for step in steps],
-    }
+    row: dict[str, Any] = {"file": file}
+    if isinstance(model, SpikingTransformer):
+        steps = model.forward_steps(inputs)[:, 0]
+        row["classes"] = _ranked(steps[-1], info, top)
+        row["after_step"] = [info.class_names[int(step.argmax())] for step in steps]
+    else:
+        row["classes"] = _ranked(model(inputs)[0], info, top)
     if hint := _too_long(int(events["t"][-1] - events["t"][0]) / 1e6, data, file):
         row["hint"] = hint
     return row
@@ -82,7 +83,7 @@ def _too_long(seconds: float, data: dict[str, Any], file: str) -> str | None:
     from spikingformer.data.events.catalogue import CATALOGUE
 
     data_set = CATALOGUE.get(data.get("name", ""))
-    trained = data_set.window_us.get(data["split"]) if data_set is not None else None
+    trained = data_set.window_us.get(data.get("split", "")) if data_set is not None else None
     if trained is None or seconds <= 2 * trained / 1e6:
         return None
     window = trained / 1e6
@@ -101,6 +102,10 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
     from spikingformer.training.distributed import World
     from spikingformer.training.inputs import create_test_loader
 
+    if not info.recipe:
+        raise ValueError(
+            "--samples: this file does not say what data it was trained on: give files, or a run's checkpoint"
+        )
     settings = data_settings(argparse.Namespace(data=None, root=None), info)
     device = _device(model)
     loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())

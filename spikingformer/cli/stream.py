@@ -23,19 +23,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line a window as soon as it is complete, and what it took at the end."""
+    import numpy as np
+
+    from spikingformer.data.events import make_events
     from spikingformer.export.event_source import event_chunks, looped
     from spikingformer.export.runtime import load_predictor
     from spikingformer.export.stream import classify_stream, settings_for
 
+    if args.paths or args.samples:
+        what = args.paths[0] if args.paths else "--samples"
+        raise ValueError(f"--stream classifies {args.stream} alone, got {what} as well: give the one or the other")
     if args.loop is not None and args.stream == "-":
         raise ValueError("--loop plays a file again, which standard input is not: give the recording's path")
     predictor = load_predictor(args.checkpoint)
     settings = settings_for(predictor, args.window, tuple(args.sensor), args.keep_state)
     chunks = event_chunks(args.stream)
     if args.loop is not None:
-        import numpy as np
-
-        chunks = looped(np.concatenate(list(chunks)), args.loop)
+        chunks = looped(np.concatenate([make_events([], [], [], []), *chunks]), args.loop)
     names = predictor.metadata.class_names
     seconds = computed = 0.0
     slowest = 0.0
@@ -59,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not count:
         raise ValueError(
-            f"the recording is shorter than one window of {settings.window_us / 1e6:g} s: give a shorter --window"
+            f"the recording holds no events, or is shorter than one window of {settings.window_us / 1e6:g} s: give a "
+            "longer one, or a shorter --window"
         )
     if not args.json:
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _TRAIN_NAMES, _TEST_NAMES = ("train", "training"), ("val", "validation", "test")
 
@@ -23,6 +23,8 @@ def decode_picture(stream: BinaryIO, channels: int, name: str) -> Image.Image | 
     try:
         picture = Image.open(stream)
         return picture.convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError:  # its own text shows a Python object
+        return UnreadablePicture(name, "not a picture of a known format")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         return UnreadablePicture(name, str(error))  # Pillow raises SyntaxError for some broken PNG files
 

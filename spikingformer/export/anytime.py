@@ -52,8 +52,7 @@ def margins(logits: Tensor) -> Tensor:
 
 def stopping_steps(logits: Tensor, threshold: float) -> Tensor:
     """The time step (1 ... T) after which each sample stops, (N,), for logits after each step (T, N, K)."""
-    if threshold <= 0 or math.isnan(threshold):
-        raise ValueError(f"a threshold is a margin above 0 (1 or more: never stop early), got {threshold}")
+    _check_threshold(threshold)
     passed = margins(logits) >= threshold if threshold < 1 else torch.zeros(logits.shape[:2], dtype=torch.bool)
     passed[-1] = True
     return passed.int().argmax(0) + 1
@@ -124,7 +123,10 @@ def predict_anytime(model: SpikingTransformer, x: Tensor, threshold: float) -> t
     """Runs `model` step by step and drops each sample from the batch once it has stopped.
 
     x: pictures (B, C, H, W) or event frames (B, T, C, H, W). Returns (logits (B, K) at the stop, steps taken (B,)).
+    Raises ValueError for another shape and for a threshold that is not above 0.
     """
+    _check_threshold(threshold)
+    model.frames(x)  # raises for a shape that the model does not take
     frames = x.unbind(1) if x.ndim == 5 else (x,) * model.time_steps
     running = torch.arange(len(x))
     logits, taken = torch.zeros(len(x), model.num_classes), torch.zeros(len(x), dtype=torch.int64)
@@ -139,6 +141,11 @@ def predict_anytime(model: SpikingTransformer, x: Tensor, threshold: float) -> t
         if not len(running):
             break
     return logits, taken
+
+
+def _check_threshold(threshold: float) -> None:
+    if threshold <= 0 or math.isnan(threshold):
+        raise ValueError(f"a threshold is a margin above 0 (1 or more: never stop early), got {threshold}")
 
 
 def _rows(state: StreamState, kept: Tensor) -> StreamState:

@@ -8,24 +8,28 @@ from safetensors import SafetensorError
 
 from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import load_model
+from spikingformer.weights import shipped_file
 
-from .metadata import ExportMetadata, Preprocessing, describe, read_safetensors_metadata
+from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_safetensors_metadata
 
 _TRAINING_KEY = "spikingformer"  # where a checkpoint keeps its description; exported files use "spikingformer.*"
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
-    """(model in eval mode on the CPU, metadata) of a checkpoint.
+    """(model in eval mode on the CPU, metadata) of a checkpoint, or of MODEL.TAG weights that come with the package.
 
-    Raises ValueError for a missing or damaged file, and for a model that is not one of ours.
+    Raises ValueError for a missing or damaged file, an exported one, and for a model that is not one of ours.
     """
-    model, info = load_model(path)
+    source = shipped_file(str(path)) or Path(path)
+    if file_kind(source) or source.suffix in (".onnx", ".pt2", ".nir"):
+        raise ValueError(f"{path} is an exported file already: give the checkpoint that it was made from")
+    model, info = load_model(source)
     if not isinstance(model, SpikingTransformer):
         raise ValueError(f"{path} holds {info.name}, which is not a spiking model of ours: export takes those only")
     preprocessing = Preprocessing(
         info.image_size, tuple(info.mean), tuple(info.std), info.interpolation, info.crop_fraction
     )
-    described = describe(model, info.class_names, file_sha256(path), preprocessing)
+    described = describe(model, info.class_names, file_sha256(source), preprocessing)
     return model, replace(described, input=info.kind)
 
 

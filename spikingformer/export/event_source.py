@@ -1,5 +1,6 @@
 """Events in pieces, from a file, a pipe, or a recording played in a loop: no more in memory than one piece."""
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,8 @@ def looped(events: Events, seconds: float) -> Iterator[Events]:
     """A recording played again and again, its times going on, until `seconds` have passed; one piece a round."""
     if not len(events):
         raise ValueError("the recording has no events to loop")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"a recording is looped for more than 0 seconds, got {seconds}")
     first, length = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1
     end = first + round(seconds * 1e6)
     shift = 0

@@ -4,6 +4,7 @@ Plain timm loads it: `import spikingformer; timm.create_model("local-dir:FOLDER"
 hub `timm.create_model("hf-hub:USER/NAME", pretrained=True)`.
 """
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from spikingformer.models import VARIANTS, SpikingTransformer
 from .fold import is_folded
 from .metadata import ExportMetadata
 from .model_card import CardFacts, model_card
+from .prepare import check_weights
 
 CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
 
@@ -29,6 +31,7 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
         raise ValueError("a hub folder holds a model that can be trained on: give it before BatchNorm is folded")
     target = Path(folder)
     _check_target(target)
+    check_weights(model)
     pre = metadata.preprocessing
     config: dict[str, Any] = {
         "label_names": list(metadata.class_names),
@@ -46,6 +49,7 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
     save_for_hf(
         model, str(target), model_config=config, model_args=arguments_beyond_variant(metadata), safe_serialization=True
     )
+    _keep_channels(target / CONFIG_FILE, config["pretrained_cfg"])
     (target / CARD_FILE).write_text(model_card(metadata, card), encoding="utf-8")
     return target
 
@@ -74,6 +78,13 @@ def arguments_beyond_variant(metadata: ExportMetadata) -> dict[str, Any]:
     variant = VARIANTS[metadata.model]
     names = [f.name for f in fields(variant) if f.name != "drop_path_rate"]
     return {n: metadata.config[n] for n in names if metadata.config[n] != getattr(variant, n)}
+
+
+def _keep_channels(config_file: Path, preprocessing: dict[str, Any]) -> None:
+    """timm takes every model for one of three channels and averages mean and std over them: ours stand as they are."""
+    written = json.loads(config_file.read_text(encoding="utf-8"))
+    written["pretrained_cfg"] |= preprocessing
+    config_file.write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
 def _check_target(target: Path) -> None:

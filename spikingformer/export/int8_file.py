@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spikingformer.engine import Engine, Program, build_program
 from spikingformer.engine.fixed_point import FRACTION_BITS, input_bits, quantize_product
 from spikingformer.engine.program import Product, Step
 from spikingformer.models import SpikingTransformer
+from spikingformer.training.tensor_file import read_tensors, write_tensors
 
-from .metadata import ExportMetadata, read_safetensors_metadata
+from .metadata import ExportMetadata
 from .prepare import ExportReport, checked_target, prepare
 
 KIND = "int8"
@@ -48,7 +47,7 @@ def export_int8(
             q = quantize_product(step, bits if step.source == "picture" else 0)
             tensors |= {f"{step.name}.weight": q.weight, f"{step.name}.scale": q.scale, f"{step.name}.bias": q.bias}
     described = replace(prepared.metadata, kind=KIND)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(target), metadata=described.to_strings())
+    write_tensors(target, tensors, described.to_strings())
     difference = None
     if check:
         with torch.no_grad():
@@ -63,11 +62,8 @@ def load_int8(path: str | Path) -> tuple[Program, ExportMetadata]:
     The program's weights are those of the file, so that quantising them again gives the file's numbers exactly.
     Raises ValueError for another kind of file, a damaged one, and one whose tensors do not fit its model.
     """
-    try:
-        metadata = ExportMetadata.from_strings(read_safetensors_metadata(path), path)
-        tensors = load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file ({error}): export it again") from None
+    tensors, strings = read_tensors(Path(path))
+    metadata = ExportMetadata.from_strings(strings, path)
     if metadata.kind != KIND:
         raise ValueError(f"{path} holds {metadata.kind} weights, expected {KIND}: open it with load_predictor")
     with torch.device("meta"):

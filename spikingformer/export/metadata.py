@@ -15,6 +15,7 @@ from spikingformer.models import VARIANTS, ModelConfig, SpikingTransformer
 
 FORMAT_VERSION = "1"
 _PREFIX = "spikingformer."
+FORMAT_KEY = _PREFIX + "format_version"  # every exported file, whatever its format, holds these bytes
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,29 @@ class ExportMetadata:
                 f"checkpoint again with spikingformer {spikingformer.__version__}"
             )
         plain = {"model", "input", "checkpoint_sha256", "kind", "package_version", "format_version"}
-        values: dict[str, Any] = {
-            f.name: found[f.name] if f.name in plain else json.loads(found[f.name]) for f in fields(cls)
-        }
-        values["preprocessing"] = Preprocessing(**{k: _tuples(v) for k, v in values["preprocessing"].items()})
-        values["class_names"] = tuple(values["class_names"])
-        values["config"] = {k: _tuples(v) for k, v in values["config"].items()}
-        return cls(**values)
+        try:
+            values: dict[str, Any] = {
+                f.name: found[f.name] if f.name in plain else json.loads(found[f.name]) for f in fields(cls)
+            }
+            values["preprocessing"] = Preprocessing(**{k: _tuples(v) for k, v in values["preprocessing"].items()})
+            values["class_names"] = tuple(values["class_names"])
+            values["config"] = {k: _tuples(v) for k, v in values["config"].items()}
+            read = cls(**values)
+            read._check()
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{path} has damaged metadata ({error}): export the checkpoint again") from None
+        return read
+
+    def _check(self) -> None:
+        config, pre = self.model_config(), self.preprocessing
+        if self.model not in VARIANTS:
+            raise ValueError(f"{self.model!r} is no model of ours")
+        if len(self.class_names) != self.config["num_classes"]:
+            raise ValueError(f"{self.config['num_classes']} classes, {len(self.class_names)} class names")
+        if not len(pre.mean) == len(pre.std) == config.in_chans or len(pre.size) != 2:
+            raise ValueError(f"{config.in_chans} channels, size {pre.size}, mean {pre.mean}, std {pre.std}")
+        if not isinstance(self.time_steps, int) or self.time_steps < 1:
+            raise ValueError(f"{self.time_steps!r} time steps")
 
     def model_config(self) -> ModelConfig:
         """The configuration as the model takes it."""

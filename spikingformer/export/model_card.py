@@ -80,8 +80,7 @@ def model_card(metadata: ExportMetadata, facts: CardFacts) -> str:
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # FOLDER: where this card lies\n```',
         "## Data\n\n"
         f"Trained on {facts.data or NOT_RECORDED}; {len(metadata.class_names)} classes: {_names(metadata)}.\n\n"
-        f"Input: short side to {rows} / {pre.crop_fraction:g}, centre crop, {pre.interpolation}; "
-        f"mean {_numbers(pre.mean)}, std {_numbers(pre.std)}.",
+        f"Input: {_input(metadata)}.",
         _results(facts),
         _energy(facts.energy),
         _making(metadata, facts),
@@ -135,6 +134,17 @@ def _making(metadata: ExportMetadata, facts: CardFacts) -> str:
     if facts.recipe is not None:
         text += "\n\n```json\n" + json.dumps(facts.recipe, indent=1) + "\n```"
     return text
+
+
+def _input(metadata: ExportMetadata) -> str:
+    pre = metadata.preprocessing
+    rows, columns = pre.size
+    if metadata.input == "events":
+        return f"raw counts of events, channel 0 OFF, 1 ON, summed into {rows}x{columns} cells"
+    return (
+        f"short side to {rows} / {pre.crop_fraction:g}, centre crop, {pre.interpolation}; "
+        f"mean {_numbers(pre.mean)}, std {_numbers(pre.std)}"
+    )
 
 
 def _names(metadata: ExportMetadata, shown: int = 20) -> str:

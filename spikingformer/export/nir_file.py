@@ -19,7 +19,7 @@ from spikingformer.neurons import LIF, LIFConfig
 from .extras import require
 from .fold import fold_batch_norm, is_folded
 from .metadata import ExportMetadata, describe
-from .prepare import ExportReport, checked_target
+from .prepare import ExportReport, check_weights, checked_target, written
 
 if TYPE_CHECKING:
     import nir
@@ -52,10 +52,12 @@ def export_nir(
     import nir
 
     target = checked_target(path, ".nir")
+    check_weights(model)
     described = describe(model) if metadata is None else metadata
     graph = to_nir(model, part)
     graph.metadata = {**described.to_strings(), "spikingformer.part": part}
-    nir.write(str(target), graph)
+    with written(target) as file:
+        nir.write(str(file), graph)
     return ExportReport(target, target.stat().st_size, described, None, None)
 
 

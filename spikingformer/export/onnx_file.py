@@ -12,7 +12,7 @@ from spikingformer.neurons import use_backend
 from .extras import require
 from .graphs import OneStep, WholeModel, start_of_stream
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare
+from .prepare import ExportReport, checked_target, prepare, written
 
 
 def export_onnx(
@@ -67,9 +67,10 @@ def export_onnx(
     assert program is not None
     program.model.metadata_props.update(prepared.metadata.to_strings())
     program.model.producer_name, program.model.producer_version = "spikingformer", prepared.metadata.package_version
-    program.save(str(target))
+    with written(target) as file:
+        program.save(str(file), external_data=False)
     difference = _difference(target, inputs, expected) if check else None
-    return prepared.report(target, _size_on_disk(target), difference)
+    return prepared.report(target, logit_difference=difference)
 
 
 def _difference(path: Path, inputs: tuple[Tensor, ...], expected: Tensor) -> float | None:
@@ -81,9 +82,3 @@ def _difference(path: Path, inputs: tuple[Tensor, ...], expected: Tensor) -> flo
     feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
     (logits,) = session.run(["logits"], feed)
     return float((torch.from_numpy(logits) - expected).abs().max())
-
-
-def _size_on_disk(path: Path) -> int:
-    """Bytes of the file and of the weights that lie beside it when they pass ONNX's limit for one file."""
-    beside = path.with_name(path.name + ".data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

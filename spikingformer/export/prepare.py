@@ -1,5 +1,9 @@
 """What every format does first: checks the example, folds BatchNorm and holds the fold to account."""
 
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +13,7 @@ from torch import Tensor
 from spikingformer.models import SpikingTransformer
 
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
-from .metadata import ExportMetadata, describe
+from .metadata import FORMAT_KEY, ExportMetadata, describe
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def prepare(
     model.frames(x)  # raises for a shape that the model does not take
     if not x.isfinite().all():
         raise ValueError("the example holds NaN or infinity: give an input as the model sees it")
+    check_weights(model)
     if is_folded(model):
         folded, fold = model, None
     else:
@@ -101,8 +106,18 @@ def prepare(
     return Prepared(folded.float().cpu().eval(), x if len(x) > 1 else torch.cat([x, x]), described, fold)
 
 
+def check_weights(model: SpikingTransformer) -> None:
+    """Raises ValueError for weights that are not numbers: spikes hide them, the classes look as if all were well."""
+    if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{len(broken)} of the model's weights hold NaN or infinity, first {broken[0]}: export a checkpoint from "
+            "before its training diverged"
+        )
+
+
 def checked_target(path: str | Path, suffix: str) -> Path:
-    """`path` as a Path. Raises ValueError for another suffix or a folder that is not there."""
+    """`path` as a Path. Raises ValueError for another suffix, a folder that is not there, and a file in its place that
+    export did not write: a checkpoint is not lost to a slip of the tongue."""
     target = Path(path)
     if target.suffix != suffix:
         raise ValueError(
@@ -110,4 +125,28 @@ def checked_target(path: str | Path, suffix: str) -> Path:
         )
     if not target.parent.is_dir():
         raise ValueError(f"the folder {target.parent} does not exist: create it, or write elsewhere")
+    if target.exists() and not _was_exported(target):
+        raise ValueError(
+            f"{target} is there and was not written by `spikingformer export`: name another file, or move it"
+        )
     return target
+
+
+@contextlib.contextmanager
+def written(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to, renamed over it at the end: a failure leaves what was there."""
+    temporary = target.with_name(f".partial-{target.name}")  # runtimes look at the suffix
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _was_exported(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if not path.stat().st_size:
+        return True  # nothing to lose
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(FORMAT_KEY.encode()) >= 0

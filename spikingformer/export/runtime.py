@@ -12,6 +12,7 @@ from torch import Tensor
 from spikingformer.engine import Engine
 from spikingformer.models import SpikingTransformer, StreamState
 from spikingformer.neurons import use_backend
+from spikingformer.weights import shipped_file
 
 from . import int8_file
 from .checkpoint import is_checkpoint, load_checkpoint
@@ -68,11 +69,13 @@ class ModulePredictor(StepPredictor):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
+        _check_numbers(x)
         return self.model(x)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
         assert state is None or isinstance(state, StreamState)
+        _check_numbers(frame)
         return self.model.stream(frame, state)
 
 
@@ -84,6 +87,7 @@ class EnginePredictor(Predictor):
         self.engine = engine
 
     def logits(self, x: Tensor) -> Tensor:
+        _check_numbers(x)
         return self.engine(x)
 
 
@@ -154,12 +158,13 @@ class TorchStepPredictor(StepPredictor):
 
 
 def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
-    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors) or for a checkpoint of a run.
+    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors), for a checkpoint of a run, or for
+    MODEL.TAG of weights that come with the package.
 
     `threads`: for ONNX Runtime; default: as many as torch uses. Raises ValueError for a missing or damaged file, one of
     another kind, or a runtime that is not installed.
     """
-    file = Path(path)
+    file = shipped_file(str(path)) or Path(path)
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give a file written by `spikingformer export`")
     if file.suffix == ".onnx":
@@ -218,8 +223,15 @@ def _input_shape(metadata: ExportMetadata) -> list[str | int]:
     return ["batch", *time, c.in_chans, *metadata.preprocessing.size]
 
 
+def _check_numbers(x: Tensor) -> None:
+    """Raises ValueError for NaN and infinity: neurons hide them, the class looks as if all were well."""
+    if not x.isfinite().all():
+        raise ValueError(f"the input {tuple(x.shape)} holds NaN or infinity: prepare it as the file's metadata says")
+
+
 def _check_shape(x: Tensor, expected: Sequence[str | int]) -> None:
     """Raises ValueError where x is not what the file was exported for."""
+    _check_numbers(x)
     fits = len(expected) == x.ndim and all(isinstance(e, str) or e == n for e, n in zip(expected, x.shape, strict=True))
     if not fits:
         wanted = ", ".join(map(str, expected))

@@ -1,7 +1,8 @@
 """An event camera's recording, classified window by window while it comes in.
 
-A window is `steps` frames of `step_us` microseconds. Each frame goes through the model as soon as its time has passed,
-so after the window's last event only one time step is left to compute: that is the latency.
+A window is `steps` frames of `step_us` microseconds. Where the model can step, each frame goes through it once its time
+has passed, so after the window's last event only one time step is left to compute: that is the latency. A model that
+takes whole inputs only (int8) gets the window's frames together when it ends: its latency is all the computation.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .runtime import Predictor, StepPredictor
 
@@ -55,7 +57,7 @@ class Window:
     events: int
     label: int | None  # None: no events came in, so there is nothing to name
     probabilities: tuple[float, ...]  # empty where there is no label
-    latency_s: float  # from the window's end to its class: the last time step's computation
+    latency_s: float  # from the window's end to its class: the last time step's computation, or the whole window's
     compute_s: float  # all its time steps
 
     @property
@@ -134,34 +136,33 @@ class FrameCutter:
 def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings) -> Iterator[Window]:
     """Classifies a stream of events, a `Window` as soon as each is complete; the unfinished rest is not classified.
 
-    `predictor`: any that steps (`load_predictor` of a checkpoint, of folded weights, or of a file made with
-    --streaming), trained on events. `chunks`: events sorted by time, in pieces of any length.
-    Memory does not grow with the recording. Raises ValueError for a predictor that cannot step or takes pictures.
+    `predictor`: of a model trained on events. `chunks`: events sorted by time, in pieces of any length.
+    Memory does not grow with the recording. Raises ValueError for a predictor that takes pictures, and for one that
+    takes whole windows where their state should be kept.
     """
-    if not isinstance(predictor, StepPredictor):
-        raise ValueError("this file holds the whole model at once: export it with --streaming to feed it step by step")
     if predictor.metadata.input != "events":
         raise ValueError(f"{predictor.metadata.model} was trained on pictures: give a model trained on event frames")
+    runner = _StepByStep(predictor) if isinstance(predictor, StepPredictor) else _WholeWindows(predictor, settings)
     cutter = FrameCutter(settings)
     numbers = itertools.count()
-    state: object | None = None
     starts: list[int] = []
     seconds: list[float] = []
     events = 0
     for chunk in chunks:
         for frame in cutter.add(chunk):
             if frame is None:  # a long silence: what was collected belongs to no window
-                state, starts, seconds, events = None, [], [], 0
+                runner.restart()
+                starts, seconds, events = [], [], 0
                 continue
             start_us, count, picture = frame
             begin = time.perf_counter()
-            logits, state = predictor.step(torch.from_numpy(picture)[None], state)
-            probabilities = logits[0].softmax(-1)
+            probabilities = runner.feed(torch.from_numpy(picture))
             seconds.append(time.perf_counter() - begin)
             starts.append(start_us)
             events += count
             if len(starts) < settings.steps:
                 continue
+            assert probabilities is not None
             yield Window(
                 index=next(numbers),
                 start_us=starts[0],
@@ -174,7 +175,42 @@ def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: St
             )
             starts, seconds, events = [], [], 0
             if not settings.keep_state:
-                state = None
+                runner.restart()
+
+
+class _StepByStep:
+    def __init__(self, predictor: StepPredictor):
+        self.predictor = predictor
+        self.state: object | None = None
+
+    def feed(self, frame: Tensor) -> Tensor | None:
+        """Probabilities so far (classes,)."""
+        logits, self.state = self.predictor.step(frame[None], self.state)
+        return logits[0].softmax(-1)
+
+    def restart(self) -> None:
+        self.state = None
+
+
+class _WholeWindows:
+    def __init__(self, predictor: Predictor, settings: StreamSettings):
+        if settings.keep_state:
+            raise ValueError(
+                "this file takes whole windows, each from membranes at rest, so no state can be kept: give one that "
+                "steps (a checkpoint, folded weights, or a file exported with --streaming)"
+            )
+        self.predictor = predictor
+        self.frames = torch.zeros(1, settings.steps, 2, *settings.frame_size)
+        self.filled = 0
+
+    def feed(self, frame: Tensor) -> Tensor | None:
+        """Probabilities (classes,) once the window is full, None before."""
+        self.frames[0, self.filled] = frame
+        self.filled += 1
+        return self.predictor.probabilities(self.frames)[0] if self.filled == self.frames.shape[1] else None
+
+    def restart(self) -> None:
+        self.filled = 0
 
 
 def settings_for(
@@ -187,5 +223,7 @@ def settings_for(
     steps = predictor.metadata.time_steps
     if window_seconds is not None and not 0 < window_seconds <= 3600:
         raise ValueError(f"a window lasts more than 0 and at most 3600 seconds, got {window_seconds}")
-    step_us = StreamSettings.step_us if window_seconds is None else max(1, round(window_seconds * 1e6 / steps))
+    step_us = StreamSettings.step_us if window_seconds is None else round(window_seconds * 1e6 / steps)
+    if step_us < 1:
+        raise ValueError(f"a window of {window_seconds} s has less than a microsecond for each of its {steps} frames")
     return StreamSettings(step_us, steps, sensor_size, predictor.metadata.preprocessing.size, keep_state)

@@ -13,7 +13,7 @@ from spikingformer.neurons import use_backend
 
 from .graphs import OneStep, WholeModel, start_of_stream
 from .metadata import ExportMetadata
-from .prepare import ExportReport, Prepared, checked_target, prepare
+from .prepare import ExportReport, Prepared, checked_target, prepare, written
 
 
 def export_torch(
@@ -33,7 +33,8 @@ def export_torch(
     target = checked_target(path, ".pt2")
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
-    torch.export.save(program, str(target), extra_files=prepared.metadata.to_strings())
+    with written(target) as file:
+        torch.export.save(program, str(file), extra_files=prepared.metadata.to_strings())
     difference = None
     if check:
         with torch.no_grad():
@@ -60,11 +61,11 @@ def export_aot(
     target = checked_target(path, ".pt2")
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
-    with warnings.catch_warnings():
+    with written(target) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor's own deprecations
         torch._inductor.aoti_compile_and_package(
             program,
-            package_path=str(target.resolve()),
+            package_path=str(file.resolve()),
             inductor_configs={"aot_inductor.metadata": prepared.metadata.to_strings()},
         )
     difference = None

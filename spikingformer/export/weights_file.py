@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spikingformer.models import SpikingTransformer
+from spikingformer.training import checkpoint
+from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .fold import without_batch_norm
-from .metadata import ExportMetadata, read_safetensors_metadata
+from .metadata import ExportMetadata
 from .prepare import ExportReport, checked_target, prepare
 
 KIND = "float32"
@@ -29,8 +29,7 @@ def export_weights(
     """
     target = checked_target(path, ".safetensors")
     prepared = prepare(model, example, metadata, check)
-    tensors = {k: v.detach().contiguous() for k, v in prepared.model.state_dict().items()}
-    save_file(tensors, str(target), metadata=prepared.metadata.to_strings())
+    write_tensors(target, prepared.model.state_dict(), prepared.metadata.to_strings())
     return prepared.report(target)
 
 
@@ -39,19 +38,12 @@ def load_weights(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
 
     Raises ValueError for another kind of file, a damaged one, and weights that do not fit the model that it names.
     """
-    try:
-        strings = read_safetensors_metadata(path)
-        tensors = load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file ({error}): export it again") from None
+    tensors, strings = read_tensors(Path(path))
     metadata = ExportMetadata.from_strings(strings, path)
     if metadata.kind != KIND:
         raise ValueError(f"{path} holds {metadata.kind} weights, expected {KIND}: open it with load_predictor")
     model = without_batch_norm(metadata.create_model())
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit {metadata.model}: {error}") from None
+    checkpoint.load_weights(model, tensors, path)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval(), metadata

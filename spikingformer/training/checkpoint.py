@@ -108,6 +108,10 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         info = ModelInfo(**values)
         _ = info.image_size, info.channels
     except (KeyError, TypeError, ValueError):
+        if "spikingformer.format_version" in metadata:  # as `spikingformer export` writes
+            raise ValueError(
+                f"{path}: an exported file, which `predict` runs; give the checkpoint that it was made from"
+            ) from None
         raise ValueError(
             f"{path}: a safetensors file, but not a model file of ours (no {FORMAT} description). "
             "Files written by `spikingformer train` and `spikingformer convert` have one."

@@ -86,3 +86,12 @@ def test_energy_of_the_steps_sums_to_the_estimate():
 def test_wrong_input_says_what_is_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
+def test_running_with_a_threshold_that_is_none_is_refused(threshold):
+    model = small_model("spikingformer_cml_4_384", img_size=16)
+    with pytest.raises(ValueError, match="a margin above 0"):
+        predict_anytime(model, torch.zeros(1, 3, 16, 16), threshold)
+    with pytest.raises(ValueError, match="got"):
+        predict_anytime(model, torch.zeros(3, 16, 16), 0.5)

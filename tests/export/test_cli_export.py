@@ -9,7 +9,8 @@ import torch
 from spikingformer.cli import export as command
 from spikingformer.export import load_predictor
 from spikingformer.export.checkpoint import file_sha256
-from spikingformer.training.checkpoint import ModelInfo, load_model, save_model
+from spikingformer.training.checkpoint import ModelInfo, load_model, read_model_file, save_model
+from spikingformer.weights import shipped_weights
 
 from .conftest import SMALL, small_model
 
@@ -96,3 +97,42 @@ def test_checkpoint_predictor_is_the_model(checkpoint):
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(load_predictor(checkpoint).logits(x), load_model(checkpoint)[0](x), rtol=0, atol=0)
+
+
+def test_weights_that_come_with_the_package_are_exported_by_their_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "spikingformer_cml_4_384.digits"
+    assert spikingformer(name, "--to", "weights", "--no-check", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["path"] == f"{name}-folded.safetensors"
+    assert said["checkpoint_sha256"] == shipped_weights()[name].sha256
+    x = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(
+        load_predictor(said["path"]).logits(x), load_predictor(name).logits(x), rtol=0, atol=1e-4
+    )
+
+
+def test_an_exported_file_is_not_exported_again(checkpoint):
+    assert spikingformer(checkpoint, "--to", "weights", "--no-check") == 0
+    for name in ("best-folded.safetensors", "best.onnx"):
+        with pytest.raises(ValueError, match="is an exported file already: give the checkpoint"):
+            spikingformer(checkpoint.with_name(name), "--to", "weights")
+
+
+def test_each_part_has_a_file_of_its_own(checkpoint):
+    for part in ("blocks.0.mlp", "stem.last"):
+        assert spikingformer(checkpoint, "--to", "nir", "--part", part) == 0
+        assert checkpoint.with_name(f"best-{part}.nir").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--to", "weights"], ["--to", "weights", "--no-check"], ["--to", "hub"], ["--to", "nir", "--part", "stem.last"]],
+    ids=["checked", "unchecked", "hub", "nir"],
+)
+def test_weights_that_are_not_numbers_are_refused(checkpoint, words):
+    weights, info = read_model_file(checkpoint)
+    weights["head.weight"][0, 0] = float("nan")
+    save_model(checkpoint, weights, info)
+    with pytest.raises(ValueError, match=r"1 of the model's weights hold NaN or infinity, first head.weight"):
+        spikingformer(checkpoint, *words)

@@ -135,16 +135,77 @@ def test_a_recording_can_be_looped(event_model, recording, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"), [([], "holds no events, or is shorter"), (["--loop", "9"], "no events to loop")]
+)
+def test_a_recording_without_events_is_said_to_be_one(event_model, tmp_path, capsys, words, message):
+    write_aedat31(tmp_path / "none.aedat", make_events([], [], [], []))
+    assert main(["predict", str(event_model), "--stream", str(tmp_path / "none.aedat"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not status().available, reason=f"no compiled kernels: {status().reason}")
+def test_an_int8_file_streams_window_by_window(tmp_path, event_model, recording, capsys):
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    export_int8(model, tmp_path / "8.safetensors", metadata=describe(model, NAMES), check=False)
+    words = ["--stream", recording, "--window", 0.3, "--sensor", 32, 32]
+    rows = predicted(capsys, tmp_path / "8.safetensors", *words)
+    floats = predicted(capsys, event_model, *words)
+    assert [(r["start_us"], r["events"]) for r in rows] == [(r["start_us"], r["events"]) for r in floats]
+    assert all(r["class"] in NAMES and 0 < r["latency_s"] <= r["compute_s"] for r in rows)
+    assert main(["predict", str(tmp_path / "8.safetensors"), *map(str, words), "--keep-state"]) == 2
+    assert "no state can be kept: give one that steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--window", "20"], "shorter than one window of 20 s"),
         (["--sensor", "16", "16"], "larger than the sensor's (16, 16)"),
+        (["--window", "0.000001"], "less than a microsecond for each of its 3 frames"),
+        (["--loop", "nan"], "more than 0 seconds, got nan"),
+        (["--samples", "2"], "got --samples as well"),
         (["--window", "0.3"], ""),
     ],
-    ids=["window", "sensor", "fine"],
+    ids=["window", "sensor", "microseconds", "loop", "samples", "fine"],
 )
 def test_wrong_streams_exit_with_a_message(event_model, recording, capsys, words, message):
     words = words if "--sensor" in words else [*words, "--sensor", "32", "32"]
     code = main(["predict", str(event_model), "--stream", str(recording), *words])
     assert code == (2 if message else 0)
+    assert message in capsys.readouterr().err
+
+
+def test_unreadable_pictures_are_named_in_plain_words(tmp_path, picture, capsys):
+    (tmp_path / "text.png").write_text("hello")
+    assert main(["predict", "spikingformer_cml_4_384.cifar10", str(picture), str(tmp_path / "text.png")]) == 2
+    captured = capsys.readouterr()
+    assert "text.png: not readable (not a picture of a known format)" in captured.out
+    assert "1 of 2 files could not be read" in captured.err
+
+
+def test_only_our_modules_say_the_class_after_each_step(tmp_path, recording, capsys):
+    if not status().available:
+        pytest.skip(f"no compiled kernels: {status().reason}")
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    rng = np.random.default_rng(0)
+    few = make_events(rng.integers(0, 32, 50), rng.integers(0, 32, 50), np.arange(50), rng.integers(0, 2, 50))
+    write_aedat31(tmp_path / "r.aedat", few)
+    export_int8(model, tmp_path / "8.safetensors", metadata=describe(model, NAMES), check=False)
+    export_weights(model, tmp_path / "m.safetensors", metadata=describe(model, NAMES), check=False)
+    (whole,) = predicted(capsys, tmp_path / "8.safetensors", tmp_path / "r.aedat")
+    (stepped,) = predicted(capsys, tmp_path / "m.safetensors", tmp_path / "r.aedat")
+    assert "after_step" not in whole
+    assert len(stepped["after_step"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "2"], "does not say what data it was trained on"),
+        (["X.png", "--device", "cuda"], "on the CPU here"),
+    ],
+    ids=["samples", "device"],
+)
+def test_what_an_exported_file_cannot_do_is_said(event_model, capsys, words, message):
+    assert main(["predict", str(event_model), *words]) == 2
     assert message in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """The examples on docs/deploy/*.md run as they stand, in order, in an empty folder with a checkpoint."""
 
+import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from spikingformer.cli import main
+from spikingformer.cli.export import FORMATS
 from spikingformer.data.events import make_events, write_aedat31
 from spikingformer.export import describe
 from spikingformer.native import status
@@ -17,7 +20,7 @@ from spikingformer.training.checkpoint import ModelInfo, save_model
 from .conftest import SMALL, small_model
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "deploy").glob("*.md"))
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def save(path, name, **arguments):
@@ -63,22 +66,35 @@ def write_event_files(folder):
     write_aedat31(folder / "recording.aedat", events)
 
 
+def test_every_format_and_path_has_a_page():
+    assert {p.stem for p in PAGES} >= {"anytime", "hub", "int8", "nir", "onnx", "streaming", "torch"}
+    commands = " ".join(text for p in PAGES for kind, text in BLOCK.findall(p.read_text("utf-8")) if kind == "bash")
+    missing = [name for name in FORMATS if f"--to {name}" not in commands]
+    assert not missing, "export has formats that no page shows"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_examples_run(folder, page, capsys):
+def test_examples_run(folder, page, capsys, monkeypatch):
     if page.stem == "int8" and not status().available:
         pytest.skip(f"no compiled kernels: {status().reason}")
-    if page.stem == "streaming":
+    if page.stem in ("streaming", "int8"):
         write_event_files(folder)
     if page.stem == "anytime":
         write_digits_run(folder)
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert {kind for kind, _ in blocks} == {"python", "bash"}
+    assert {kind for kind, _ in blocks} == {"python", "bash"}, "a block of another kind would not be run"
     names: dict[str, object] = {}
     for kind, text in blocks:
         if kind == "python":
             exec(compile(text, str(page), "exec"), names)  # our own page
             continue
         for line in text.splitlines():
-            command, *words = shlex.split(line)
-            assert command == "spikingformer", line
+            piped, _, command = line.rpartition(" | ")
+            program, *words = shlex.split(command)
+            assert program == "spikingformer", line
+            if piped:
+                cat, source = shlex.split(piped)
+                assert cat == "cat", line
+                pipe = type("Pipe", (), {"buffer": io.BytesIO(Path(source).read_bytes())})()
+                monkeypatch.setattr(sys, "stdin", pipe)
             assert main(words) == 0, capsys.readouterr().err

@@ -36,6 +36,9 @@ def saved(folder, name="spikingformer_cml_4_384", **overrides):
 )
 def test_plain_timm_loads_the_folder(tmp_path, name, overrides, shape):
     model = saved(tmp_path / "hub", name, **overrides)
+    said = json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]
+    chans = model.config.in_chans
+    assert (said["input_size"], said["mean"]) == ([chans, *model.config.img_size], [0.1] * chans)
     again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     assert again.time_steps == model.time_steps
     x = torch.rand(shape) * 2
@@ -134,3 +137,10 @@ def test_wrong_use_says_what_to_do(tmp_path):
         push_hub_folder(tmp_path / "hub", "b")
     with pytest.raises(ValueError, match="is not an energy estimate"):
         EnergyEstimate.read(tmp_path / "diary.txt")
+
+
+def test_card_of_an_event_model_speaks_of_counts():
+    model = small_model("spikformer_2_256", img_size=32)
+    card = model_card(describe(model), CardFacts())
+    assert "Input: raw counts of events, channel 0 OFF, 1 ON, summed into 32x32 cells." in card
+    assert "crop" not in card

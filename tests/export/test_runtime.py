@@ -83,7 +83,7 @@ def test_wrong_files_say_what_to_do(tmp_path):
     for name, message in {
         "a.onnx": "cannot be read as an ONNX model",
         "a.pt2": "is not a .pt2 archive",
-        "a.safetensors": "cannot be read as a safetensors file",
+        "a.safetensors": "not a whole safetensors file",
         "a.txt": "none of the formats that can be run: .onnx, .pt2, .safetensors",
         "a.nir": "has no logits: give another format",
     }.items():
@@ -107,3 +107,17 @@ def test_wrong_input_says_what_the_file_takes(tmp_path, suffix):
     export(exact_model("spikformer_4_384", time_steps=1), path, check=False)
     with pytest.raises(ValueError, match=r"takes inputs \(batch, 3, 32, 32\), got \(1, 3, 16, 16\)"):
         load_predictor(path).logits(torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("write", [export_weights, export_torch], ids=["weights", "torch"])
+def test_an_input_that_is_no_number_is_refused(tmp_path, write):
+    model = small_model("spikformer_4_384", time_steps=1, img_size=16)
+    suffix = ".pt2" if write is export_torch else ".safetensors"
+    predictor = load_predictor(write(model, tmp_path / f"m{suffix}", check=False).path)
+    x = torch.zeros(1, 3, 16, 16)
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"the input \(1, 3, 16, 16\) holds NaN or infinity"):
+        predictor.logits(x)
+    if write is export_weights:
+        with pytest.raises(ValueError, match="holds NaN"):
+            predictor.step(x, None)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from spikingformer.data.events import EventFileError, make_events, write_aedat31
+from spikingformer.engine import Engine
 from spikingformer.export import describe
 from spikingformer.export.event_source import aedat31_chunks, event_chunks, looped
-from spikingformer.export.runtime import ModulePredictor
+from spikingformer.export.runtime import EnginePredictor, ModulePredictor
 from spikingformer.export.stream import FrameCutter, StreamSettings, classify_stream, settings_for
+from spikingformer.native import status
 
 from .conftest import small_model
 
@@ -56,6 +58,32 @@ def test_windows_equal_the_models_call_on_their_frames(predictor, piece):
         # the same spikes; only the head's mean over time is summed in another order
         torch.testing.assert_close(torch.tensor(w.probabilities), expected, rtol=0, atol=1e-5)
         assert 0 < w.latency_s <= w.compute_s
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_engine_classifies_the_same_windows_at_their_end(predictor, form):
+    if not status().available:
+        pytest.skip(f"no compiled kernels: {status().reason}")
+    events = random_events(800)
+    engine = Engine(predictor.model, form)
+    windows = list(classify_stream(EnginePredictor(engine, predictor.metadata), in_pieces(events, 7), SETTINGS))
+    assert [w.index for w in windows] == [0, 1, 2]
+    for w in windows:
+        frames = frames_of(events, w.start_us, 3)
+        assert w.events == frames.sum()
+        assert torch.equal(torch.tensor(w.probabilities), engine(frames[None]).softmax(-1)[0])
+
+
+def test_a_long_silence_throws_away_the_gathered_frames(predictor):
+    if not status().available:
+        pytest.skip(f"no compiled kernels: {status().reason}")
+    before, after = random_events(200, 2000), random_events(800, 4000, seed=1)
+    after["t"] += 500_000_000
+    engine = Engine(predictor.model, "int8")
+    (window,) = classify_stream(EnginePredictor(engine, predictor.metadata), [before, after], SETTINGS)
+    assert window.start_us == after["t"][0]
+    expected = engine(frames_of(after, window.start_us, 3)[None]).softmax(-1)[0]
+    assert torch.equal(torch.tensor(window.probabilities), expected)
 
 
 def test_kept_state_goes_on_where_the_window_before_ended(predictor):

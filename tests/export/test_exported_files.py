@@ -1,0 +1,95 @@
+"""Exported files on disk: damage is found, nothing of the user's is overwritten, a failed write changes nothing."""
+
+import json
+
+import pytest
+
+from spikingformer.export import describe, export_int8, export_nir, export_onnx, export_torch, export_weights
+from spikingformer.export.metadata import ExportMetadata
+from spikingformer.export.prepare import checked_target
+from spikingformer.export.runtime import load_predictor
+from spikingformer.native import status
+from spikingformer.training.checkpoint import load_model
+
+from .conftest import small_model
+
+WRITERS = {
+    "onnx": (export_onnx, "m.onnx"),
+    "torch": (export_torch, "m.pt2"),
+    "weights": (export_weights, "m.safetensors"),
+    "int8": (export_int8, "m.safetensors"),
+    "nir": (lambda model, path, check: export_nir(model, path, part="stem.last"), "m.nir"),
+}
+needs_kernels = pytest.mark.skipif(not status().available, reason=f"no compiled kernels: {status().reason}")
+SAFETENSORS = {"weights": export_weights, "int8": pytest.param(export_int8, marks=needs_kernels)}
+
+
+@pytest.fixture
+def model():
+    return small_model("spikingformer_cml_4_384", img_size=16, time_steps=1)
+
+
+@pytest.mark.parametrize(("write", "name"), WRITERS.values(), ids=WRITERS)
+def test_a_file_of_another_origin_is_not_overwritten_but_an_export_is(tmp_path, model, write, name):
+    path = tmp_path / name
+    path.write_bytes(b"years of work")
+    with pytest.raises(ValueError, match="was not written by `spikingformer export`: name another"):
+        write(model, path, check=False)
+    assert path.read_bytes() == b"years of work"
+    path.unlink()
+    write(model, path, check=False)
+    assert checked_target(path, path.suffix) == path
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, model, monkeypatch):
+    path = export_nir(model, tmp_path / "m.nir", part="stem.last").path
+    before = path.read_bytes()
+
+    def full_disk(file, graph):
+        with open(file, "wb") as partial:
+            partial.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nir.write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        export_nir(model, path, part="stem.last")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", SAFETENSORS.values(), ids=SAFETENSORS)
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_damaged_weights_are_refused(tmp_path, model, write, damage):
+    path = write(model, tmp_path / "m.safetensors", check=False).path
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 0x10
+    path.write_bytes(content if damage == "flipped" else content[:-1000])
+    with pytest.raises(ValueError, match="damaged, its checksum" if damage == "flipped" else "not a whole safetensors"):
+        load_predictor(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("preprocessing", '{"size": [16]}'),
+        ("preprocessing", json.dumps({"size": [16, 16], "mean": [0.5], "std": [0.5]})),
+        ("preprocessing", "[]"),
+        ("class_names", "[]"),
+        ("config", "{}"),
+        ("model", "resnet18"),
+        ("time_steps", "many"),
+        ("time_steps", "0"),
+    ],
+)
+def test_damaged_metadata_name_the_file(model, field, value):
+    strings = describe(model).to_strings()
+    assert ExportMetadata.from_strings(strings) == describe(model)
+    with pytest.raises(ValueError, match=r"^m.onnx has damaged metadata \(.+\): export the checkpoint again$"):
+        ExportMetadata.from_strings({**strings, f"spikingformer.{field}": value}, "m.onnx")
+
+
+def test_a_checkpoint_is_asked_for_where_an_export_was_given(tmp_path, model):
+    path = export_weights(model, tmp_path / "m.safetensors", check=False).path
+    with pytest.raises(ValueError, match="an exported file, which `predict` runs; give the checkpoint"):
+        load_model(path)
