@@ -100,6 +100,7 @@ class SpikingTransformer(nn.Module):
         self.num_classes = config.num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
         self.time_steps = config.time_steps
+        self.in_chans = config.in_chans  # timm reads it
 
     def _finish(self) -> None:
         """Called by a family once stem and blocks stand."""

@@ -1,6 +1,6 @@
 """Spike attention with its neuron on the CPU: LIF(q (k^T v) * scale), all time steps in one call.
 
-T: time steps, B: batch, C: channels, H, W: rows and columns. q, k and v are kept as bits for the backward, nothing else.
+T: time steps, B: batch, C: channels, H, W: rows and columns. Only q, k and v are kept for the backward, as bits.
 """
 
 import ctypes
@@ -70,8 +70,8 @@ def attention_lif(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, con
     """
     if q.dtype not in _ELEMENTS or q.dim() != 5 or not q.shape == k.shape == v.shape or q.shape[2] % heads:
         raise ValueError(
-            f"attention takes q, k, v (T, B, C, H, W) of one shape in float32 or float64, C a multiple of {heads} heads; "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} in {q.dtype}"
+            f"attention takes q, k, v (T, B, C, H, W) of one shape in float32 or float64, "
+            f"C a multiple of {heads} heads; got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} in {q.dtype}"
         )
     packed = [_pack(x.detach().flatten(0, 1)) for x in (q, k, v)]
     if not all(p.binary for p in packed):

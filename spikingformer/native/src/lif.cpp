@@ -28,36 +28,24 @@ void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_strid
 #pragma omp parallel num_threads(threads) if (n * T > 32768)
   {
     const Neuron<A> local = neuron;  // a copy that no store can alias: its constants stay in registers
-    constexpr long U = 4;            // vectors whose membranes stay in registers over all time steps
+    Scratch scratch(kBlock * sizeof(S));
+    S* v = scratch.as<S>();  // a block's membranes stay in the first-level cache, x and spikes are walked in order
     Range mine = my_share(n, kBlock);
-    long i = mine.begin;
-    for (; i + U * L <= mine.end; i += U * L) {
-      V v[U];
-      for (long j = 0; j < U; j++) v[j] = v0 ? load<A>(v0 + i + j * L) : splat<A>(local.v_rest);
+    for (long i0 = mine.begin; i0 < mine.end; i0 += kBlock) {
+      const long count = minimum(kBlock, mine.end - i0);
+      if (v0) memcpy(v, v0 + i0, count * sizeof(S));
+      else fill(v, local.v_rest, count);
       for (long t = 0; t < T; t++) {
-        const typename E::type* xt = x + t * x_stride + i;
-        typename E::type* st = spikes + t * n + i;
-#pragma GCC unroll 4
-        for (long j = 0; j < U; j++) {
-          V h = local.charge(v[j], E::get(xt + j * L));
+        const typename E::type* xt = x + t * x_stride + i0;
+        typename E::type* st = spikes + t * n + i0;
+        for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
+          V h = local.charge(load<A>(v + i), get_part<E>(xt + i, m));
           auto fired = local.fires(h);
-          E::put(st + j * L, only_where<A>(fired, splat<A>(1)));
-          v[j] = local.reset(h, fired);
-        }
+          put_part<E>(st + i, only_where<A>(fired, splat<A>(1)), m);
+          store<A>(v + i, local.reset(h, fired));
+        });
       }
-      if (v_last)
-        for (long j = 0; j < U; j++) store<A>(v_last + i + j * L, v[j]);
-    }
-    for (; i < mine.end; i += L) {
-      long m = minimum(L, mine.end - i);
-      V v = v0 ? load_part<A>(v0 + i, m) : splat<A>(local.v_rest);
-      for (long t = 0; t < T; t++) {
-        V h = local.charge(v, get_part<E>(x + t * x_stride + i, m));
-        auto fired = local.fires(h);
-        put_part<E>(spikes + t * n + i, only_where<A>(fired, splat<A>(1)), m);
-        v = local.reset(h, fired);
-      }
-      if (v_last) store_part<A>(v_last + i, v, m);
+      if (v_last) memcpy(v_last + i0, v, count * sizeof(S));
     }
   }
 }
@@ -85,7 +73,7 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
       else fill(carry, local.v_rest, count);
       for (long t = 0; t < T; t++) {
         const typename E::type* xt = x + t * x_stride + i0;
-        for_each_vector<L>(count, [&](long i, long m) SPK_INLINE_LAMBDA {
+        for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
           V h = local.charge(load<A>(carry + i), get_part<E>(xt + i, m));
           store<A>(h_all + t * block + i, h);
           store<A>(carry + i, local.reset(h, local.fires(h)));
@@ -96,7 +84,7 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
       for (long t = T - 1; t >= 0; t--) {
         const typename E::type* gt = grad_spikes + t * n + i0;
         typename E::type* ot = grad_x + t * n + i0;
-        for_each_vector<L>(count, [&](long i, long m) SPK_INLINE_LAMBDA {
+        for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
           V grad_h = local.template grad_charge<kind>(load<A>(h_all + t * block + i),
                                                                        get_part<E>(gt + i, m), load<A>(carry + i));
           V share = local.over_tau(grad_h);
