@@ -160,6 +160,8 @@ def own_tables() -> dict[str, Table]:
             (
                 Row("full-size/cifar10", "full-size", "Spikingformer + CML-4-384 on CIFAR-10, our recipe; aim: 96.5",
                     "recipes/cifar10/spikingformer_cml_4_384_ours.yaml", "one GPU and the CIFAR-10 python files"),
+                Row("full-size/cifar100", "full-size", "Spikingformer + CML-4-384 on CIFAR-100, the same recipe",
+                    "recipes/cifar100/spikingformer_cml_4_384_ours.yaml", "one GPU and the CIFAR-100 python files"),
             ),
             50000,
             ours=True,
