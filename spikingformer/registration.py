@@ -14,7 +14,9 @@ from types import ModuleType
 
 def _import_models() -> None:
     importlib.import_module("spikingformer.models")
-    importlib.import_module("spikingformer.engine")  # hands the models their inference in one piece
+    # The engine imports the models, which may be half imported now: it is fetched when a model first asks for it.
+    whole = importlib.import_module("spikingformer.models.whole")
+    whole.provide(lambda model: importlib.import_module("spikingformer.engine").whole_model(model))
 
 
 class _AfterTimm(MetaPathFinder):

@@ -4,18 +4,17 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from spikingformer.models.whole import provide
-
 from .program import Program, build_program
 from .runner import FORMS, Engine
 
-__all__ = ["FORMS", "Engine", "Program", "build_program"]
+__all__ = ["FORMS", "Engine", "Program", "build_program", "whole_model"]
 
 
-def _whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def whole_model(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What `spikingformer.models.whole` runs: input to logits after each step, in float32.
+
+    Raises ValueError for a model that the engine cannot run.
+    """
     engine = Engine(model)
     engine.drop_weights()
     return engine.forward_steps
-
-
-provide(_whole)
