@@ -115,7 +115,13 @@ class Engine:
         self.form = form
         self.integer = form == "int8"
         self._isa = current_isa()
-        self._packed = {s.name: self._prepare(s) for s in self.program.steps if isinstance(s, Product)}
+        self._packed = {}
+        added = 1  # how often spikes were added to the counts: their largest value
+        for step in self.program.steps:
+            if isinstance(step, AddBits):
+                added = 1 if step.replace else added + 1
+            elif isinstance(step, Product):
+                self._packed[step.name] = self._prepare(step, added if step.source == "counts" else 1)
         if self.integer:
             for step in self.program.steps:  # refuse at once, not in the middle of a run
                 if isinstance(step, Fire | Attention):
@@ -128,7 +134,7 @@ class Engine:
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
         self.program = replace(self.program, steps=tuple(steps))
 
-    def _prepare(self, step: Product) -> _Packed:
+    def _prepare(self, step: Product, max_count: int) -> _Packed:
         o, c, k, _ = step.weight.shape
         if step.source == "picture":
             if not self.integer:
@@ -138,7 +144,12 @@ class Engine:
             return _Packed(_pack_stem(first.weight), first.bias, first.scale, o, c, 9)
         if not self.integer:
             fixed = packed_weight(step.weight.float())
-            return _Packed(fixed.packed, step.bias.float(), fixed.scale, o, c, k * k)
+            # The units are so small that no sum of spikes overflows: counts need larger ones where they reach far.
+            units = (step.weight / fixed.scale.double()[:, None, None, None]).nan_to_num().flatten(1)
+            largest = torch.maximum(units.clamp(min=0).sum(1), (-units).clamp(min=0).sum(1)).max() + units.shape[1]
+            shift = (int(max_count * largest) >> 31).bit_length()
+            packed = (fixed.packed + (1 << shift >> 1)) >> shift
+            return _Packed(packed, step.bias.float(), fixed.scale * 2**shift, o, c, k * k)
         q = quantize_product(step)
         return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
 

@@ -7,6 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from spikingformer.layers.fused import is_unwatched, watches_calls
 from spikingformer.native.library import current_isa
 from spikingformer.native.product_op import fingerprint, is_dense
-from spikingformer.neurons import choose_backend
+from spikingformer.neurons import LIFConfig, choose_backend
 
 Runner = Callable[[Tensor], Tensor]  # input to logits after each step, (T, B, num_classes)
 _PLAIN_SOURCES = ("torch.nn.modules.", "spikingformer.")
+_FUNCTIONS = frozenset((FunctionType, MethodType))  # an attribute of such a kind replaces a method
+_SETTINGS = frozenset((bool, int, float, str, tuple, LIFConfig)) | _FUNCTIONS
 
 
 @dataclass
@@ -25,7 +29,7 @@ class _Ready:
     """One model's piece. Its buffers serve one call at a time."""
 
     state: tuple
-    run: Runner
+    run: Runner | None  # None: the modules have to be called one by one
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -39,15 +43,48 @@ def provide(make: Callable[[nn.Module], Runner]) -> None:
     _make = make
 
 
+def _settings(module: nn.Module) -> dict[str, object]:
+    """Attributes that say how a module computes in evaluation; BatchNorm's momentum does not."""
+    items = module.__dict__.items()
+    return {k: v for k, v in items if type(v) in (_FUNCTIONS if k[0] == "_" or k == "momentum" else _SETTINGS)}
+
+
+@lru_cache(maxsize=8)
+def _as_built(kind: Callable[[object], nn.Module], config: object) -> dict[str, tuple[type, dict[str, object]]]:
+    """Kind and settings of every module but the head of a new model; "" is the model."""
+    with torch.device("meta"):
+        model = kind(config).eval()
+    del model.head, model.num_classes
+    return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
+
+
+def _is_as_built(model: nn.Module) -> bool:
+    """Whether modules and settings are those that the model's configuration gives; a BatchNorm may be folded away."""
+    expected = _as_built(type(model), model.config)  # type: ignore[arg-type]
+    found = {name: module for name, module in model.named_modules() if name.partition(".")[0] != "head"}
+    if found.keys() != expected.keys() or getattr(model.head, "bias", None) is None:
+        return False
+    for name, module in found.items():
+        kind, settings = expected[name]
+        own = _settings(module)
+        if name == "":  # timm leaves settings of its own
+            own = {k: v for k, v in own.items() if k in settings or type(v) in _FUNCTIONS}
+        folded = type(module) is nn.Identity and kind is nn.BatchNorm2d
+        if not folded and (type(module) is not kind or own != settings):
+            return False
+    return True
+
+
 def _state(model: nn.Module) -> tuple | None:
     """What must not change for a piece to stay right, or None where the modules have to be called one by one."""
     tensors: list[Tensor] = []
-    kinds: list[object] = []
+    kinds: list[object] = []  # and settings
     for module in model.modules():
         kind = type(module)
         if module.training or not kind.__module__.startswith(_PLAIN_SOURCES) or not is_unwatched(module):
             return None
         kinds.append(kind)
+        kinds += [v for v in module.__dict__.values() if type(v) in _SETTINGS]
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
                 continue
@@ -66,7 +103,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
     """Logits after each time step (T, B, num_classes), or None where the modules have to be called one by one.
 
     Served: evaluation without gradients, float32 on the CPU with the compiled kernels, no autocast, no compilation or
-    tracing, no hooks, modules of this package and of torch.nn only.
+    tracing, no hooks, the modules and settings that the model's configuration gives, any linear head with a bias.
     """
     if (
         _make is None
@@ -84,12 +121,16 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         or (state := _state(model)) is None
     ):
         return None
+    model.frames(x)  # type: ignore[operator]  (raises what the model has to say about x)
     ready = _ready.get(model)
     if ready is None or ready.state != state:
         try:
-            ready = _ready[model] = _Ready(state, _make(model))
+            run = _make(model) if _is_as_built(model) else None
         except ValueError:
-            return None
+            run = None
+        ready = _ready[model] = _Ready(state, run)
+    if ready.run is None:
+        return None
     if not ready.lock.acquire(blocking=False):
         return None  # another thread is in it
     try:

@@ -70,16 +70,19 @@ class PackedWeight:
     scale: Tensor
 
 
-_packed_weights: dict[tuple[int, str], tuple[weakref.ref, int, int, PackedWeight]] = {}
+_packed_weights: dict[tuple[int, str], tuple[weakref.ref, tuple[int, ...], PackedWeight]] = {}
 
 
 def packed_weight(weight: Tensor) -> PackedWeight:
     """`weight` (O, C, k, k) float32, k 1 or 3, as the kernels want it; kept until the tensor changes or goes away."""
     isa = current_isa()
     key = (id(weight), isa)
+    keeps = isinstance(weight, torch.nn.Parameter) and is_dense(weight)
+    # Versions see every change but those through `.data`: the fingerprint sees most of them.
+    state = (weight._version, weight.data_ptr(), fingerprint([weight])) if keeps else ()
     found = _packed_weights.get(key)
-    if found and found[0]() is weight and found[1] == weight._version and found[2] == weight.data_ptr():
-        return found[3]
+    if keeps and found and found[0]() is weight and found[1] == state:
+        return found[2]
     o, c, k, _ = weight.shape
     one_tap_stride = k == 1 or weight.stride(2) == 3 * weight.stride(3)
     weight_source = weight if one_tap_stride else weight.contiguous()
@@ -90,10 +93,8 @@ def packed_weight(weight: Tensor) -> PackedWeight:
         weight_source.data_ptr(), weight_source.stride(0), weight_source.stride(1), weight_source.stride(3), o, c,
         k * k, result.packed.data_ptr(), result.scale.data_ptr(), threads(),
     )  # fmt: skip
-    if isinstance(weight, torch.nn.Parameter):
-        _packed_weights[key] = (
-            weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), weight._version, weight.data_ptr(), result,
-        )  # fmt: skip
+    if keeps:
+        _packed_weights[key] = (weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), state, result)
     return result
 
 

@@ -89,6 +89,27 @@ def test_wide_sums_spill_before_they_overflow():
     assert torch.equal(Engine(program, "int8").forward_steps(x), int8_reference.run(program, x).float())
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("form", ["float32", "int8"])
+@pytest.mark.parametrize("isa", available_isas())
+def test_counts_of_spikes_that_all_fire_on_weights_of_one_sign(isa, form, depth):
+    """Spikformer's stream reaches 2 + 2 * depth: sums of counts are that much larger than sums of spikes."""
+    model, x = small("spikformer_4_384", depth=depth)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.bias.data.fill_(5.0)
+        elif isinstance(m, nn.Conv2d):
+            m.weight.data.uniform_(0.05, 0.25)
+    program = build_program(model)
+    with use_isa(isa):
+        got = Engine(program, form).forward_steps(x)
+    if form == "int8":
+        assert torch.equal(got, int8_reference.run(program, x).float())
+    with torch.no_grad():
+        want = model.double().forward_steps(x.double())
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * want.abs().max().item())
+
+
 @pytest.mark.parametrize("bias", [-0.5, 0.8], ids=["few fire: lists", "many fire: tables"])
 @pytest.mark.parametrize("isa", available_isas())
 def test_int8_at_full_width_at_low_and_high_rates(isa, bias):

@@ -146,6 +146,15 @@ def test_a_changed_weight_is_packed_again(isa, gradient_form):
     torch.testing.assert_close(spike_conv(s, weight), before * 2)
 
 
+def test_a_weight_changed_through_data_is_packed_again(isa, gradient_form):
+    """As optimisers of older manners do: the tensor's version stays what it was."""
+    for o, c in ((4, 10), (100, 300)):
+        s, weight = spikes(1, c, 2, 2), torch.nn.Parameter(torch.randn(o, c, 1, 1))
+        before = spike_conv(s, weight)
+        weight.data.mul_(2)
+        torch.testing.assert_close(spike_conv(s, weight), before * 2)
+
+
 def test_layouts_and_the_empty_batch(isa, gradient_form):
     s, weight = spikes(2, 20, 6, 5), torch.randn(12, 20, 3, 3).to(memory_format=torch.channels_last)
     expected = F.conv2d(s, weight, padding=1)
