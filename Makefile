@@ -13,7 +13,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	$(BIN)/python -m spikingformer.native.build || true
+	test -f spikingformer/native/libspikingformer_native.so || $(BIN)/python -m spikingformer.native.build || true
 	touch $@
 
 demo: setup

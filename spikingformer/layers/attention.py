@@ -32,7 +32,7 @@ def attention_lif(
         spikes = ops.attention_lif(q, k, v, heads, scale, lif.config)
         if spikes is not None:
             return spikes
-    y = spike_attention(*(to_heads(x, heads) for x in (q, k, v)), scale, order)
+    y = spike_attention(to_heads(q, heads), to_heads(k, heads), to_heads(v, heads), scale, order)
     return lif(from_heads(y, q.shape[3:]), state)
 
 

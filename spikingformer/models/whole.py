@@ -121,7 +121,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         or (state := _state(model)) is None
     ):
         return None
-    model.frames(x)  # type: ignore[operator]  (raises what the model has to say about x)
+    model.frames(x)  # type: ignore[operator]  # raises what the model has to say about x
     ready = _ready.get(model)
     if ready is None or ready.state != state:
         try:
