@@ -173,12 +173,12 @@ def float32_errors(truth: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor
 
     The median over samples is given: one spike that sits on its threshold and flips moves its own sample by up to a
     fifth of the spread, in either form, and leaves the others alone. Held are the median, at three times the
-    competitor's, and the mean, at that and 0.05 more; a wrong kernel moves every sample by about 1.
+    competitor's and 0.03 more, and the mean, at that and 0.05; a wrong kernel moves every sample by about 1.
     """
     scale = truth.std().item() or 1.0
     mine, rival = ((logits - truth).abs().flatten(1).mean(1) / scale for logits in (ours, theirs))
     (median, mean), (rival_median, rival_mean) = ((e.median().item(), e.mean().item()) for e in (mine, rival))
-    if median > 3 * rival_median + 0.01 or mean > 3 * rival_mean + 0.05:
+    if median > 3 * rival_median + 0.03 or mean > 3 * rival_mean + 0.05:
         raise SystemExit(
             f"parity is broken: our errors {median:.4f} (median), {mean:.4f} (mean) of the logits' spread, the "
             f"competitor's {rival_median:.4f}, {rival_mean:.4f}"

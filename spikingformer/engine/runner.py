@@ -126,7 +126,7 @@ class Engine:
             for step in self.program.steps:  # refuse at once, not in the middle of a run
                 if isinstance(step, Fire | Attention):
                     quantize_neuron(step.lif)
-        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
@@ -154,10 +154,10 @@ class Engine:
         return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
-        key = (name, size, dtype)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(size, dtype=dtype)
-        return self._buffers[key]
+        kept = self._buffers.get((name, dtype))
+        if kept is None or len(kept) < size:
+            kept = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        return kept[:size]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward_steps(x)[-1]

@@ -42,7 +42,7 @@ class PackedSpikes:
     def unpack(self) -> Tensor:
         """The spikes as float32 (N, C, H, W), channels last in memory."""
         n, c, h, w = self.shape
-        out = torch.empty(n, h, w, c)
+        out = torch.empty(n, h, w, c, dtype=torch.float32)
         if out.numel():
             kernel("unpack_spikes", "pllpi")(self.bits.data_ptr(), n * h * w, c, out.data_ptr(), threads())
         return out.permute(0, 3, 1, 2)
@@ -88,7 +88,7 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     weight_source = weight if one_tap_stride else weight.contiguous()
     size = torch.zeros(1, dtype=torch.int64)
     kernel("packed_size", "lllp")(o, c, k * k, size.data_ptr())
-    result = PackedWeight(torch.empty(int(size), dtype=torch.int32), torch.empty(o))
+    result = PackedWeight(torch.empty(int(size), dtype=torch.int32), torch.empty(o, dtype=torch.float32))
     kernel("pack_weight", "pllllllppi")(
         weight_source.data_ptr(), weight_source.stride(0), weight_source.stride(1), weight_source.stride(3), o, c,
         k * k, result.packed.data_ptr(), result.scale.data_ptr(), threads(),
@@ -120,7 +120,7 @@ def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -
     """The product of packed spikes and weight (O, C, k, k): (N, O, H, W), channels last in memory."""
     n, c, h, w = spikes.shape
     o, _, k, _ = weight.shape
-    out = torch.empty(n, h, w, o)
+    out = torch.empty(n, h, w, o, dtype=torch.float32)
     if out.numel():
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
         b = None if bias is None else bias.contiguous()
@@ -138,7 +138,8 @@ def product_weight_gradient(spikes: PackedSpikes, grad: Tensor, kernel_size: int
     n, c, h, w = spikes.shape
     o, k = grad.shape[1], kernel_size
     tokens = grad.permute(0, 2, 3, 1).contiguous()
-    out = torch.empty(k, k, c, o) if tokens.numel() and c else torch.zeros(k, k, c, o)
+    make = torch.empty if tokens.numel() and c else torch.zeros
+    out = make(k, k, c, o, dtype=torch.float32)
     if tokens.numel() and c:
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
         tables = int(spikes.rate > GRADIENT_TABLE_RATE)
