@@ -37,6 +37,8 @@ class ModelConfig:
     surrogate: str = "sigmoid"
 
     def __post_init__(self) -> None:
+        for name in ("pooled_stages", "img_size"):  # lists come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.embed_dim < 8 or self.embed_dim % 8:
             raise ValueError(f"embed_dim must be a multiple of 8 (the stem starts at an eighth), got {self.embed_dim}")
         if self.num_heads < 1 or self.embed_dim % self.num_heads:

@@ -623,3 +623,12 @@ def test_nothing_serves_without_a_provider(served, monkeypatch):
     with torch.no_grad():
         model(x)
     assert not served[-1]
+
+
+def test_a_configuration_from_json_with_lists():
+    model = timm.create_model(
+        "spikingformer_cml_4_384", embed_dim=32, depth=1, num_heads=2, img_size=[16, 16], pooled_stages=[2, 3]
+    ).eval()
+    assert model.config.pooled_stages == (2, 3)
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
