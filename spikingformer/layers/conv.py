@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spikingformer.neurons import LIF, LIFConfig, State
 
-from .fused import fire, product, stage_ops
+from .fused import fire, normalise, product, stage_ops
 from .pool import POOLS, max_pool
 from .sync_batchnorm import CPUSyncBatchNorm
 
@@ -54,7 +54,10 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         if (ops := stage_ops(x, self.conv, self.bn)) is not None:
-            y = product(x, self.conv, ops).flatten(0, 1)
+            y = product(x, self.conv, ops)
+            if (out := normalise(y, self.bn, ops, repeats)) is not None:
+                return out
+            y = y.flatten(0, 1)
         else:
             y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return batch_norm(self.bn, y, repeats).unflatten(0, x.shape[:2])

@@ -87,18 +87,31 @@ def product(x: Tensor, conv: nn.Conv2d, ops: ModuleType) -> Tensor:
     return y.unflatten(0, x.shape[:2])
 
 
+def _statistics(y: Tensor, bn: nn.BatchNorm2d, ops: ModuleType, repeats: int) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal deviation that normalise y (T, B, C, H, W); in training the running ones move."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    if not bn.training:
+        return bn.running_mean, (bn.running_var + bn.eps).rsqrt()
+    mean, rstd = ops.bn_statistics(y, bn.running_mean, bn.running_var, bn.momentum, bn.eps, repeats)
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    return mean, rstd
+
+
+def normalise(y: Tensor, bn: nn.BatchNorm2d, ops: ModuleType, repeats: int = 1) -> Tensor | None:
+    """BatchNorm of a product's output y (T, B, C, H, W), or None where `ops` has no form of its own."""
+    batch_norm: Callable[..., Tensor] | None = getattr(ops, "batch_norm", None)
+    if batch_norm is None:
+        return None
+    return batch_norm(y, *_statistics(y, bn, ops, repeats), bn.weight, bn.bias, bn.training)
+
+
 def fire(
     y: Tensor, bn: nn.BatchNorm2d, config: LIFConfig, ops: ModuleType, pool: str | None = None, repeats: int = 1
 ) -> Tensor:
     """BatchNorm, pool and neuron over a product's output y (T, B, C, H, W) in one pass: spikes."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    if bn.training:
-        mean, rstd = ops.bn_statistics(y, bn.running_mean, bn.running_var, bn.momentum, bn.eps, repeats)
-        if bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-    else:
-        mean, rstd = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
+    mean, rstd = _statistics(y, bn, ops, repeats)
     spikes: Tensor = ops.bn_pool_lif(
         y, mean, rstd, bn.weight, bn.bias, config, pool, batch_statistics=bn.training, repeats=repeats
     )[0]

@@ -3,11 +3,12 @@
 from .attention_op import attention_lif
 from .neuron_op import lif
 from .product_op import PackedSpikes, pack_spikes, spike_conv, spike_conv3x3, spike_linear
-from .stage_op import bn_pool_lif, bn_statistics
+from .stage_op import batch_norm, bn_pool_lif, bn_statistics
 
 __all__ = [
     "PackedSpikes",
     "attention_lif",
+    "batch_norm",
     "bn_pool_lif",
     "bn_statistics",
     "lif",

@@ -89,6 +89,25 @@ def _forward_fake(y, mean, rstd, weight, bias, residual, batch_statistics, want_
     return spikes, _empty(y, y.shape[0], *y.shape[3:]) if want_current else y.new_empty(0)
 
 
+def _normalisation_backward(
+    pointers, sums, y, mean, rstd, scale, grad_z, taps, grad_y, batch_statistics
+) -> tuple[Tensor, Tensor]:
+    """Writes y's gradient into grad_y from that of the normalised currents and its sums; (grad of weight, of bias)."""
+    grad_bias, centred = sums
+    grad_weight = centred * rstd.double()
+    if batch_statistics:
+        n = y.numel() // y.shape[2]
+        slope, offset = -scale.double() * rstd.double() * grad_weight / n, -scale.double() * grad_bias / n
+    else:
+        slope = offset = torch.zeros_like(grad_bias)
+    slope, offset = slope.to(y.dtype), offset.to(y.dtype)
+    kernel("normalisation_backward", "ppipppppppp")(
+        *pointers, y.data_ptr(), mean.data_ptr(), scale.data_ptr(), slope.data_ptr(), offset.data_ptr(),
+        grad_z.data_ptr(), _address(taps), grad_y.data_ptr(),
+    )  # fmt: skip
+    return grad_weight, grad_bias
+
+
 def _backward_cpu(
     grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, batch_statistics, pool, repeats,
     *constants,
@@ -126,18 +145,9 @@ def _backward_cpu(
         *pointers, y.data_ptr(), _address(residual), mean.data_ptr(), scale.data_ptr(), plain_bias.data_ptr(),
         grad_s.data_ptr(), _address(grad_current), grad_z.data_ptr(), _address(taps), sums.data_ptr(),
     )  # fmt: skip
-    grad_bias, centred = sums
-    grad_weight = centred * rstd.double()
-    if batch_statistics:
-        n = y.numel() // y.shape[2]
-        slope, offset = -scale.double() * rstd.double() * grad_weight / n, -scale.double() * grad_bias / n
-    else:
-        slope = offset = torch.zeros_like(grad_bias)
-    slope, offset = slope.to(y.dtype), offset.to(y.dtype)
-    kernel("normalisation_backward", "ppipppppppp")(
-        *pointers, y.data_ptr(), mean.data_ptr(), scale.data_ptr(), slope.data_ptr(), offset.data_ptr(),
-        grad_z.data_ptr(), _address(taps), grad_y.data_ptr(),
-    )  # fmt: skip
+    grad_weight, grad_bias = _normalisation_backward(
+        pointers, sums, y, mean, rstd, scale, grad_z, taps, grad_y, batch_statistics
+    )
     return grad_y, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_z if want_residual else y.new_empty(0)
 
 
@@ -181,6 +191,81 @@ torch.library.register_fake("spikingformer::bn_pool_lif_backward", _backward_fak
 torch.library.register_autograd("spikingformer::bn_pool_lif", _backward, setup_context=_setup_context, lib=_library)
 
 
+# BatchNorm without a neuron behind it: the projections whose output joins the residual.
+_library.define(
+    "batch_norm(Tensor y, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, bool batch_statistics) -> Tensor"
+)
+_library.define(
+    "batch_norm_backward(Tensor grad, Tensor y, Tensor mean, Tensor rstd, Tensor weight, bool batch_statistics) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def _norm_cpu(y, mean, rstd, weight, bias, batch_statistics):
+    y = _channels_last(y)
+    out = _empty(y, y.shape[0], *y.shape[3:])
+    mean, scale, bias = mean.to(y.dtype).contiguous(), (rstd * weight).to(y.dtype), bias.to(y.dtype).contiguous()
+    kernel("normalise", "ippppllpi")(
+        _ELEMENTS[y.dtype], y.data_ptr(), mean.data_ptr(), scale.data_ptr(), bias.data_ptr(),
+        y.numel() // max(y.shape[2], 1), y.shape[2], out.data_ptr(), threads(),
+    )  # fmt: skip
+    return out
+
+
+def _norm_backward_cpu(grad, y, mean, rstd, weight, batch_statistics):
+    """(grad of y, of weight, of bias)."""
+    y, grad = _channels_last(y), _channels_last(grad.to(y.dtype))
+    grad_y = _empty(y, y.shape[0], *y.shape[3:])
+    if not y.numel():
+        return grad_y, torch.zeros_like(weight), torch.zeros_like(weight)
+    stage = StageArgs(*y.shape[:2], *y.shape[3:], y.shape[2], POOL_NUMBERS["none"], threads())
+    neuron, element = NeuronArgs(), _ELEMENTS[y.dtype]  # no neuron here: only the shape is read
+    mean, scale = mean.to(y.dtype).contiguous(), (rstd * weight).to(y.dtype)
+    sums = torch.empty(2, y.shape[2], dtype=torch.float64)
+    kernel("gradient_sums", "ipppllpi")(
+        element, y.data_ptr(), mean.data_ptr(), grad.data_ptr(), y.numel() // y.shape[2], y.shape[2],
+        sums.data_ptr(), threads(),
+    )  # fmt: skip
+    pointers = ctypes.byref(neuron), ctypes.byref(stage), element
+    grad_weight, grad_bias = _normalisation_backward(
+        pointers, sums, y, mean, rstd, scale, grad, None, grad_y, batch_statistics
+    )
+    return grad_y, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+def _norm_setup_context(ctx, inputs, output) -> None:
+    y, mean, rstd, weight, _, ctx.batch_statistics = inputs
+    ctx.save_for_backward(y, mean, rstd, weight)
+
+
+def _norm_backward(ctx, grad):
+    grad_y, grad_weight, grad_bias = torch.ops.spikingformer.batch_norm_backward(
+        grad, *ctx.saved_tensors, ctx.batch_statistics
+    )
+    return grad_y, None, None, grad_weight, grad_bias, None
+
+
+_library.impl("batch_norm", _norm_cpu, "CPU")
+_library.impl("batch_norm_backward", _norm_backward_cpu, "CPU")
+torch.library.register_fake(
+    "spikingformer::batch_norm",
+    lambda y, mean, rstd, weight, bias, batch_statistics: _empty(y, y.shape[0], *y.shape[3:]),
+    lib=_library,
+)
+torch.library.register_fake(
+    "spikingformer::batch_norm_backward",
+    lambda grad, y, mean, rstd, weight, batch_statistics: (
+        _empty(y, y.shape[0], *y.shape[3:]),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    ),
+    lib=_library,
+)
+torch.library.register_autograd(
+    "spikingformer::batch_norm", _norm_backward, setup_context=_norm_setup_context, lib=_library
+)
+
+
 def _check_float(y: Tensor) -> None:
     if y.dtype not in _ELEMENTS:
         raise ValueError(f"the stage takes float32 or float64, got {y.dtype}: convert y first")
@@ -218,6 +303,17 @@ def bn_statistics(
         total = n * repeats
         running_var.lerp_((variance * (total / (total - 1))).to(running_var.dtype), momentum)
     return mean.to(y.dtype), (variance + eps).rsqrt().to(y.dtype)
+
+
+def batch_norm(
+    y: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, batch_statistics: bool = False
+) -> Tensor:
+    """(y - mean) * rstd * weight + bias for y (T, B, C, H, W), on the CPU; for the rest see `bn_pool_lif`.
+
+    Torch's own keeps the same tensors and takes about four times as long backward with channels last.
+    """
+    _check_float(y)
+    return torch.ops.spikingformer.batch_norm(y, mean, rstd, weight, bias, batch_statistics)
 
 
 def bn_pool_lif(

@@ -138,6 +138,30 @@ def test_the_weight_gradient_over_many_tokens(isa, gradient_form):
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("width", [62, 63, 64, 65, 130])
+def test_the_weight_gradient_of_rows_longer_than_a_word(isa, gradient_form, width):
+    """Taps read the neighbouring rows' bits, a whole word or more away, and never past a picture's edge."""
+    s, grad = spikes(9, 5, 4, width, rate=0.5), torch.randn(9, 6, 4, width)
+    expected = product_op._dense_weight_gradient(s.double(), grad.double(), torch.zeros(6, 5, 3, 3).double())
+    got = product_op.product_weight_gradient(pack_spikes(s), grad, 3)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "o", "c", "h", "w"), [(2, 17, 5, 5, 7), (3, 33, 40, 1, 2), (5, 130, 70, 9, 12), (0, 16, 16, 4, 4)]
+)
+def test_the_gradient_of_the_spikes_of_a_3x3_product(isa, n, o, c, h, w):
+    """Winograd's transforms add and subtract before they multiply: held to the float64 product, whatever the batch."""
+    torch.manual_seed(0)
+    grad, weight = torch.randn(n, h, w, o).permute(0, 3, 1, 2), torch.randn(o, c, 3, 3)
+    got = product_op._input_gradient(grad, weight)
+    assert got.shape == (n, c, h, w)
+    if n:
+        expected = torch.nn.grad.conv2d_input((n, c, h, w), weight.double(), grad.double(), padding=1)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)  # sums of 9 * o terms of size 1
+        assert torch.equal(product_op._input_gradient(grad[-1:], weight), got[-1:])
+
+
 def test_a_changed_weight_is_packed_again(isa, gradient_form):
     s, weight = spikes(1, 10, 2, 2), torch.nn.Parameter(torch.randn(4, 10, 1, 1))
     before = spike_conv(s, weight)

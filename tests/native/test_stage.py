@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from spikingformer import native
 from spikingformer.native import stage_op
-from spikingformer.native.ops import bn_pool_lif, bn_statistics
+from spikingformer.native.ops import batch_norm, bn_pool_lif, bn_statistics
 from spikingformer.neurons.config import LIFConfig
 from spikingformer.neurons.reference import lif_reference
 
@@ -109,6 +109,37 @@ def test_equals_the_composition_with_all_gradients(isa, dtype, training, pool, w
         torch.testing.assert_close(g, e, **TOLERANCE[dtype])
     torch.testing.assert_close(running[0], expected_running[0])
     torch.testing.assert_close(running[1], expected_running[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("shape", [(3, 2, 20, 7, 6), (1, 1, 5, 1, 4), (2, 5, 67, 4, 5), (2, 0, 3, 4, 4)], ids=str)
+def test_batch_norm_alone_with_all_gradients(isa, dtype, training, shape):
+    torch.manual_seed(0)
+    c = shape[2]
+    running = [torch.full((c,), 2.5, dtype=dtype), torch.full((c,), 1.5, dtype=dtype)]
+    y, grad = torch.randn(shape, dtype=dtype) * 1.5 + 3, torch.randn(shape, dtype=dtype)
+
+    def fused(y, weight, bias):
+        if training and y.numel():
+            mean, rstd = bn_statistics(y)
+        else:
+            mean, rstd = running[0], (running[1] + 1e-5).rsqrt()
+        return batch_norm(y, mean, rstd, weight, bias, training)
+
+    def run(function):
+        affine = torch.linspace(-1, 1, c, dtype=dtype), torch.linspace(0, 1, c, dtype=dtype)
+        leaves = [t.clone().requires_grad_() for t in (y, *affine)]
+        out = function(*leaves)
+        out.backward(grad)
+        return [out.detach(), *(t.grad for t in leaves)]
+
+    got = run(fused)
+    assert got[0].shape == y.shape
+    if y.numel():
+        expected = run(lambda *t: plain_batch_norm(*t, training, 1, [r.clone() for r in running]))
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, **TOLERANCE[dtype])
 
 
 def test_ties_in_the_pool_go_to_the_first(isa):

@@ -65,7 +65,8 @@ template <class A> SPK_INLINE typename A::Vector only_where(typename A::Integer 
   return (typename A::Vector)(mask & (typename A::Integer)a);
 }
 template <class A> SPK_INLINE typename A::Vector absolute(typename A::Vector a) {
-  return select<A>(a < splat<A>(0), -a, a);
+  typedef typename A::Integer I;
+  return (typename A::Vector)((I)a & ~(I)splat<A>(-(typename A::Scalar)0));
 }
 
 // Element types in memory; `Arithmetic` is what the kernel computes in.
@@ -182,20 +183,23 @@ SPK_INLINE Float::Vector multiply_add(Float::Vector a, Float::Vector b, Float::V
 }
 SPK_INLINE Double::Vector multiply_add(Double::Vector a, Double::Vector b, Double::Vector c) { return a * b + c; }
 
-// exp by range reduction to |r| <= ln(2)/2 and a Taylor polynomial; relative error below 2e-7 (fp32).
+// exp(x) for x <= 0 by range reduction to |r| <= ln(2)/2 and a polynomial (minimax, fitted by iterated least squares with
+// the first two coefficients kept at 1); relative error below 3e-7 (fp32). Below -87 it stays at exp(-87).
 SPK_INLINE Float::Vector exponential(Float::Vector x) {
   typedef Float A;
-  x = select<A>(x > splat<A>(88.f), splat<A>(88.f), x);
+#if SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  x = (A::Vector)_mm256_max_ps((__m256)splat<A>(-87.f), (__m256)x);
+#else
   x = select<A>(x < splat<A>(-87.f), splat<A>(-87.f), x);
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-  A::Vector shifted = x * 1.44269504088896341f + magic;
+#endif
+  const A::Vector magic = splat<A>(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  A::Vector shifted = multiply_add(x, splat<A>(1.44269504088896341f), magic);
   A::Vector n = shifted - magic;
-  A::Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  A::Vector p = splat<A>(1.f / 720);
-  p = multiply_add(p, r, splat<A>(1.f / 120));
-  p = multiply_add(p, r, splat<A>(1.f / 24));
-  p = multiply_add(p, r, splat<A>(1.f / 6));
-  p = multiply_add(p, r, splat<A>(0.5f));
+  A::Vector r = multiply_add(n, splat<A>(2.12194440e-4f), multiply_add(n, splat<A>(-0.693359375f), x));
+  A::Vector p = splat<A>(0.00831248f);
+  p = multiply_add(p, r, splat<A>(0.04189055f));
+  p = multiply_add(p, r, splat<A>(0.16667116f));
+  p = multiply_add(p, r, splat<A>(0.49999229f));
   p = multiply_add(p, r, splat<A>(1.f));
   p = multiply_add(p, r, splat<A>(1.f));
   A::Integer k = (A::Integer)shifted - 0x4b400000;
@@ -203,7 +207,6 @@ SPK_INLINE Float::Vector exponential(Float::Vector x) {
 }
 SPK_INLINE Double::Vector exponential(Double::Vector x) {
   typedef Double A;
-  x = select<A>(x > splat<A>(709.), splat<A>(709.), x);
   x = select<A>(x < splat<A>(-708.), splat<A>(-708.), x);
   const double magic = 6755399441055744.;  // 1.5 * 2^52
   A::Vector shifted = x * 1.4426950408889634074 + magic;
@@ -252,7 +255,9 @@ struct NeuronArgs {
   int32_t hard_reset, detach_reset, decay_input, surrogate, steps, unused;
 };
 
-template <class A> struct Neuron {
+// `standard` fixes at compile time what the published models use (tau a power of two, hard reset, input decayed, reset
+// detached from the gradient); its branches, though always predicted, cost half the speed of a neuron alone.
+template <class A, bool standard = false> struct Neuron {
   typedef typename A::Vector V;
   typedef typename A::Integer I;
   typedef typename A::Scalar S;
@@ -269,25 +274,27 @@ template <class A> struct Neuron {
     memcpy(&u, &t, 8);
     exact_inverse = (u & 0xfffffffffffffull) == 0;
   }
-  // The branches on flags below are the same for every neuron: predicted always, and far cheaper than the memory
-  // traffic, while a template parameter for each would multiply the size of the library.
-  SPK_INLINE V over_tau(V d) const { return exact_inverse ? d * inverse_tau : d / tau; }
+  bool is_standard() const { return exact_inverse && hard && detach && decay; }
+  SPK_INLINE bool is_hard() const { return standard || hard; }
+  SPK_INLINE bool is_detached() const { return standard || detach; }
+  SPK_INLINE bool decays_input() const { return standard || decay; }
+  SPK_INLINE V over_tau(V d) const { return standard || exact_inverse ? d * inverse_tau : d / tau; }
   // Same operations in the same order as the plain form, so that spikes agree to the bit.
   SPK_INLINE V charge(V v, V x) const {
     V leaked = v - v_rest;
-    return decay ? v + over_tau(x - leaked) : v - over_tau(leaked) + x;
+    return decays_input() ? v + over_tau(x - leaked) : v - over_tau(leaked) + x;
   }
   SPK_INLINE I fires(V h) const { return h >= splat<A>(v_threshold); }
   SPK_INLINE V reset(V h, I fired) const {
-    if (hard) return select<A>(fired, splat<A>(v_reset), h);
+    if (is_hard()) return select<A>(fired, splat<A>(v_reset), h);
     return h - only_where<A>(fired, splat<A>(v_threshold));
   }
   // Gradient of h_t from the gradients of s_t and of v_t (after the reset).
   template <int kind> SPK_INLINE V grad_charge(V h, V grad_spike, V grad_v) const {
     V slope = surrogate_slope<A, kind>(h - v_threshold, alpha);
     I fired = fires(h);
-    if (detach) return grad_spike * slope + (hard ? only_where<A>(~fired, grad_v) : grad_v);
-    if (hard) return (grad_spike + grad_v * (v_reset - h)) * slope + only_where<A>(~fired, grad_v);
+    if (is_detached()) return grad_spike * slope + (is_hard() ? only_where<A>(~fired, grad_v) : grad_v);
+    if (is_hard()) return (grad_spike + grad_v * (v_reset - h)) * slope + only_where<A>(~fired, grad_v);
     return (grad_spike - grad_v * v_threshold) * slope + grad_v;
   }
 };
@@ -325,6 +332,14 @@ struct Scratch {
 
 // Turns the surrogate's number into a compile-time constant.
 template <int v> struct IntConstant { static constexpr int value = v; };
+// f(neuron) with the neuron's flags fixed at compile time where they are the usual ones (in float32).
+template <class A, class F> SPK_INLINE void with_neuron(const NeuronArgs& args, F&& f) {
+  const Neuron<A> neuron(args);
+  if constexpr (sizeof(typename A::Scalar) == 4) {
+    if (neuron.is_standard()) return f(Neuron<A, true>(args));
+  }
+  f(neuron);
+}
 template <class F> SPK_INLINE void with_surrogate(int kind, F&& f) {
   switch (kind) {
     case kSigmoid: f(IntConstant<kSigmoid>{}); break;

@@ -9,28 +9,50 @@
 
 namespace {
 
-constexpr long kBlock = 2048;  // neurons in one unit of work
+constexpr long kBlock = 2048;      // neurons in one unit of work
+constexpr long kColumn = 2;        // vectors walked at once through all time steps, their state in registers
+constexpr long kColumnSteps = 4;   // with more time steps, walking all of them at once loses the prefetcher
 
 template <class S> SPK_INLINE void fill(S* p, S value, long n) {
   for (long i = 0; i < n; i++) p[i] = value;
 }
 
-template <class E>
-void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_stride,
+template <class E, class N>
+SPK_INLINE void fire_column(const N& neuron, long T, const typename E::type* x, long x_stride,
+                            const typename E::Arithmetic::Scalar* v0, typename E::type* spikes,
+                            typename E::Arithmetic::Scalar* v_last, long n) {
+  typedef typename E::Arithmetic A;
+  constexpr long L = A::lanes;
+  typename A::Vector v[kColumn];
+  for (int w = 0; w < kColumn; w++) v[w] = v0 ? load<A>(v0 + w * L) : splat<A>(neuron.v_rest);
+  for (long t = 0; t < T; t++) {
+    for (int w = 0; w < kColumn; w++) {
+      typename A::Vector h = neuron.charge(v[w], E::get(x + t * x_stride + w * L));
+      auto fired = neuron.fires(h);
+      E::put(spikes + t * n + w * L, only_where<A>(fired, splat<A>(1)));
+      v[w] = neuron.reset(h, fired);
+    }
+  }
+  if (v_last)
+    for (int w = 0; w < kColumn; w++) store<A>(v_last + w * L, v[w]);
+}
+
+template <class E, class N>
+void lif_forward_body(const N& neuron, long T, const typename E::type* x, long x_stride,
                  const typename E::Arithmetic::Scalar* v0, typename E::type* spikes,
                  typename E::Arithmetic::Scalar* v_last, long n, int threads) {
   typedef typename E::Arithmetic A;
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  const Neuron<A> neuron(args);
-  const long T = args.steps;
 #pragma omp parallel num_threads(threads) if (n * T > 32768)
   {
-    const Neuron<A> local = neuron;  // a copy that no store can alias: its constants stay in registers
+    const N local = neuron;  // a copy that no store can alias: its constants stay in registers
+    Range mine = my_share(n, kBlock);
+    for (long& i = mine.begin; T <= kColumnSteps && i + kColumn * L <= mine.end; i += kColumn * L)
+      fire_column<E>(local, T, x + i, x_stride, v0 ? v0 + i : v0, spikes + i, v_last ? v_last + i : v_last, n);
     Scratch scratch(kBlock * sizeof(S));
     S* v = scratch.as<S>();  // a block's membranes stay in the first-level cache, x and spikes are walked in order
-    Range mine = my_share(n, kBlock);
     for (long i0 = mine.begin; i0 < mine.end; i0 += kBlock) {
       const long count = minimum(kBlock, mine.end - i0);
       if (v0) memcpy(v, v0 + i0, count * sizeof(S));
@@ -50,8 +72,38 @@ void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_strid
   }
 }
 
-template <class E, int kind>
-void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, const typename E::type* x, long x_stride,
+template <class E, int kind, class N>
+SPK_INLINE void backward_column(const N& neuron, long T, const typename E::type* x, long x_stride,
+                                const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
+                                const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
+                                typename E::Arithmetic::Scalar* grad_v0, long n) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Vector V;
+  constexpr long L = A::lanes;
+  V h[kColumnSteps * kColumn], carry[kColumn];  // carry: v on the way forward, gradient of v on the way back
+  for (int w = 0; w < kColumn; w++) carry[w] = v0 ? load<A>(v0 + w * L) : splat<A>(neuron.v_rest);
+  for (long t = 0; t < T; t++) {
+    for (int w = 0; w < kColumn; w++) {
+      V charged = neuron.charge(carry[w], E::get(x + t * x_stride + w * L));
+      h[t * kColumn + w] = charged;
+      carry[w] = neuron.reset(charged, neuron.fires(charged));
+    }
+  }
+  for (int w = 0; w < kColumn; w++) carry[w] = grad_v_last ? load<A>(grad_v_last + w * L) : splat<A>(0);
+  for (long t = T - 1; t >= 0; t--) {
+    for (int w = 0; w < kColumn; w++) {
+      V grad_h = neuron.template grad_charge<kind>(h[t * kColumn + w], E::get(grad_spikes + t * n + w * L), carry[w]);
+      V share = neuron.over_tau(grad_h);
+      E::put(grad_x + t * n + w * L, neuron.decays_input() ? share : grad_h);
+      carry[w] = grad_h - share;
+    }
+  }
+  if (grad_v0)
+    for (int w = 0; w < kColumn; w++) store<A>(grad_v0 + w * L, carry[w]);
+}
+
+template <class E, int kind, class N>
+void lif_backward_body(const N& neuron, long T, const typename E::type* x, long x_stride,
                        const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
                        const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
                        typename E::Arithmetic::Scalar* grad_v0, long n, int threads) {
@@ -62,11 +114,15 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
   const long block = maximum(L * 4, minimum(kBlock, 4096 / maximum(T, 1)) / L * L);  // h of a block stays in L1
 #pragma omp parallel num_threads(threads) if (n * T > 16384)
   {
-    const Neuron<A> local = neuron;  // a copy that no store can alias: its constants stay in registers
+    const N local = neuron;  // a copy that no store can alias: its constants stay in registers
+    Range mine = my_share(n, block);
+    for (long& i = mine.begin; T <= kColumnSteps && i + kColumn * L <= mine.end; i += kColumn * L)
+      backward_column<E, kind>(local, T, x + i, x_stride, v0 ? v0 + i : v0, grad_spikes + i,
+                               grad_v_last ? grad_v_last + i : grad_v_last, grad_x + i, grad_v0 ? grad_v0 + i : grad_v0,
+                               n);
     Scratch scratch((T + 1) * block * sizeof(S));
     S* h_all = scratch.as<S>();
     S* carry = h_all + T * block;  // v on the way forward, gradient of v on the way back
-    Range mine = my_share(n, block);
     for (long i0 = mine.begin; i0 < mine.end; i0 += block) {
       long count = minimum(block, mine.end - i0);
       if (v0) memcpy(carry, v0 + i0, count * sizeof(S));
@@ -88,7 +144,7 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
           V grad_h = local.template grad_charge<kind>(load<A>(h_all + t * block + i),
                                                                        get_part<E>(gt + i, m), load<A>(carry + i));
           V share = local.over_tau(grad_h);
-          put_part<E>(ot + i, local.decay ? share : grad_h, m);
+          put_part<E>(ot + i, local.decays_input() ? share : grad_h, m);
           store<A>(carry + i, grad_h - share);
         });
       }
@@ -98,14 +154,24 @@ void lif_backward_body(const Neuron<typename E::Arithmetic>& neuron, long T, con
 }
 
 template <class E>
+void lif_forward(const NeuronArgs& args, const typename E::type* x, long x_stride,
+                 const typename E::Arithmetic::Scalar* v0, typename E::type* spikes,
+                 typename E::Arithmetic::Scalar* v_last, long n, int threads) {
+  with_neuron<typename E::Arithmetic>(args, [&](const auto& neuron) {
+    lif_forward_body<E>(neuron, args.steps, x, x_stride, v0, spikes, v_last, n, threads);
+  });
+}
+
+template <class E>
 void lif_backward(const NeuronArgs& args, const typename E::type* x, long x_stride,
                   const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
                   const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
                   typename E::Arithmetic::Scalar* grad_v0, long n, int threads) {
-  const Neuron<typename E::Arithmetic> neuron(args);
-  with_surrogate(neuron.surrogate, [&](auto kind) {
-    lif_backward_body<E, kind.value>(neuron, args.steps, x, x_stride, v0, grad_spikes, grad_v_last, grad_x, grad_v0, n,
-                                     threads);
+  with_neuron<typename E::Arithmetic>(args, [&](const auto& neuron) {
+    with_surrogate(args.surrogate, [&](auto kind) {
+      lif_backward_body<E, kind.value>(neuron, args.steps, x, x_stride, v0, grad_spikes, grad_v_last, grad_x, grad_v0,
+                                       n, threads);
+    });
   });
 }
 

@@ -231,36 +231,75 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
   }
 }
 
+// Which tokens of a chunk have a pixel above, below, left and right of them; one bit a token.
+struct Neighbours {
+  long blocks;
+  Scratch memory;
+  explicit Neighbours(long blocks) : blocks(blocks), memory(4 * blocks * sizeof(uint64_t)) {}
+  void find(const Geometry& g, long first, long here) {
+    uint64_t* masks = memory.as<uint64_t>();
+    memset(masks, 0, 4 * blocks * sizeof(uint64_t));
+    long x = first % g.width, y = first / g.width % g.height;
+    for (long i = 0; i < here; i++) {
+      const uint64_t bit = 1ull << (i & 63);
+      uint64_t* at = masks + i / 64 * 4;
+      at[0] |= y > 0 ? bit : 0;
+      at[1] |= y + 1 < g.height ? bit : 0;
+      at[2] |= x > 0 ? bit : 0;
+      at[3] |= x + 1 < g.width ? bit : 0;
+      if (++x == g.width) x = 0, y = y + 1 == g.height ? 0 : y + 1;
+    }
+  }
+  uint64_t has(long block, long dy, long dx) const {
+    const uint64_t* at = memory.as<uint64_t>() + block * 4;
+    return (dy ? at[dy > 0] : ~0ull) & (dx ? at[2 + (dx > 0)] : ~0ull);
+  }
+};
+
 void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
   constexpr long kChunk = 2048;  // tokens whose transposed spikes are held at a time
   const Tiles tiles = product_tiles(g.outputs, FL);
   const long tokens = g.tokens(), words = words_of(g.channels), pitch = minimum(kChunk, tokens + 63) / 64;
   const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + tiles.count - 1) / tiles.count));
   const long rows = g.taps * g.channels;
-  Scratch column_memory(rows * pitch * sizeof(uint64_t));
+  // A tap reads the channel's bits some tokens further on: those of a chunk are transposed once, with as many blocks before
+  // and after as a tap may reach, and shifted for each tap.
+  const long reach = g.taps == 9 ? (g.width + 1 + 63) / 64 : 0, span = pitch + 2 * reach;
+  Scratch own_memory((g.channels * span + 1) * sizeof(uint64_t)), tap_memory(rows * pitch * sizeof(uint64_t));
+  uint64_t* own = own_memory.as<uint64_t>();
+  uint64_t* columns = g.taps == 9 ? tap_memory.as<uint64_t>() : own;
   // Rows of a tile lie close together here; in `grad` they are far apart, and often in the same sets of the cache.
   Scratch sum_memory(rows * tiles.count * tiles.width() * sizeof(float));
   float* sums = sum_memory.as<float>();
-  uint64_t* columns = column_memory.as<uint64_t>();
 #pragma omp parallel num_threads(threads)
   {
     Scratch table(kBlockBytes);
+    Neighbours neighbours(pitch);
     for (long first = 0; first < tokens; first += kChunk) {
       const long here = minimum(kChunk, tokens - first), blocks = (here + 63) / 64;
 #pragma omp for schedule(static)
-      for (long item = 0; item < g.taps * words * blocks; item++) {
-        const long tap = item / (words * blocks), w = item / blocks % words, block = item % blocks;
-        const long dy = g.taps == 9 ? tap / 3 - 1 : 0, dx = g.taps == 9 ? tap % 3 - 1 : 0;
+      for (long item = 0; item < words * (blocks + 2 * reach); item++) {
+        const long w = item / (blocks + 2 * reach), block = item % (blocks + 2 * reach);
+        const long start = first + (block - reach) * 64;
         uint64_t square[64];
-        for (long i = 0; i < 64; i++) {
-          const long token = first + block * 64 + i;
-          const long x = token % g.width + dx, y = token / g.width % g.height + dy;
-          const bool inside = token < tokens && x >= 0 && x < g.width && y >= 0 && y < g.height;
-          square[i] = inside ? bits[(token + dy * g.width + dx) * words + w] : 0;
-        }
+        for (long i = 0; i < 64; i++)
+          square[i] = start + i >= 0 && start + i < tokens ? bits[(start + i) * words + w] : 0;
         transpose_bits(square);
-        for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++)
-          columns[(tap * g.channels + c) * pitch + block] = square[c - w * 64];
+        for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++) own[c * span + block] = square[c - w * 64];
+      }
+      if (g.taps == 9) {
+        neighbours.find(g, first, here);
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++) {
+          const long dy = row / g.channels / 3 - 1, dx = row / g.channels % 3 - 1;
+          const long shift = reach * 64 + dy * g.width + dx, low = shift & 63;
+          const uint64_t* from = own + row % g.channels * span + shift / 64;
+          uint64_t* to = columns + row * pitch;
+          for (long block = 0; block < blocks; block++) {
+            const uint64_t word = low ? from[block] >> low | from[block + 1] << (64 - low) : from[block];
+            to[block] = word & neighbours.has(block, dy, dx);
+          }
+        }
       }
 #pragma omp for schedule(dynamic)
       for (long item = 0; item < tiles.count * parts; item++) {

@@ -175,6 +175,56 @@ void statistics(const typename E::type* y, long rows, long channels, double* mea
   }
 }
 
+// BatchNorm alone: out = (y - mean) * scale + bias over rows of channels.
+template <class E>
+void normalise(const typename E::type* y, const Affine<typename E::type>& shared_affine, long rows, long channels,
+               typename E::type* out, int threads) {
+  constexpr long L = E::Arithmetic::lanes;
+#pragma omp parallel num_threads(threads)
+  {
+    const Affine<typename E::type> affine = shared_affine;  // a copy that no store can alias
+    const Range mine = my_share(rows, 1);
+    for (long r = mine.begin; r < mine.end; r++)
+      for_each_vector<L>(channels, [=](long c, long m) SPK_INLINE_LAMBDA {
+        const long at = r * channels + c;
+        put_part<E>(out + at, Channel<E>(affine, c, m).current(get_part<E>(y + at, m)), m);
+      });
+  }
+}
+
+// sums: of grad, then of grad * (y - mean), over all rows.
+template <class E>
+void gradient_sums(const typename E::type* y, const typename E::type* mean, const typename E::type* grad, long rows,
+                   long channels, double* sums, int threads) {
+  typedef typename E::Arithmetic A;
+  typedef typename A::Scalar S;
+  constexpr long L = A::lanes;
+  const ThreadSums all(2 * channels, threads);
+  const long pitch = (channels + L - 1) / L * L;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch memory(2 * pitch * sizeof(S));
+    S *plain = memory.as<S>(), *centred = plain + pitch;
+    double* my_sums = all.mine();
+    const Range mine = my_share(rows, 64);
+    for (long r0 = mine.begin; r0 < mine.end; r0 += 64) {
+      memset(plain, 0, 2 * pitch * sizeof(S));
+      for (long r = r0; r < minimum(mine.end, r0 + 64); r++)
+        for_each_vector<L>(channels, [=](long c, long m) SPK_INLINE_LAMBDA {
+          const auto g = get_part<E>(grad + r * channels + c, m);
+          const auto d = get_part<E>(y + r * channels + c, m) - get_part<E>(mean + c, m);
+          store<A>(plain + c, load<A>(plain + c) + g);
+          store<A>(centred + c, load<A>(centred + c) + g * d);
+        });
+      for (long c = 0; c < channels; c++) {
+        my_sums[c] += plain[c];
+        my_sums[channels + c] += centred[c];
+      }
+    }
+  }
+  for (long c = 0; c < 2 * channels; c++) sums[c] = all.total(c);
+}
+
 // Neurons of one row of output pixels, some columns at a time: all of a time step before the next, so that memory is read
 // in order. Values of a block are [column][C padded to whole vectors].
 template <class E> struct Block {
@@ -417,6 +467,19 @@ SPK_EXPORT(bn_statistics)(int element, const void* y, long rows, long channels, 
                           int threads) {
   SPK_BOTH(statistics<ElementF32>((const float*)y, rows, channels, mean, variance, threads),
            statistics<ElementF64>((const double*)y, rows, channels, mean, variance, threads));
+}
+SPK_EXPORT(normalise)(int element, const void* y, const void* mean, const void* scale, const void* bias, long rows,
+                      long channels, void* out, int threads) {
+  SPK_BOTH(normalise<ElementF32>((const float*)y, {(const float*)mean, (const float*)scale, (const float*)bias}, rows,
+                                 channels, (float*)out, threads),
+           normalise<ElementF64>((const double*)y, {(const double*)mean, (const double*)scale, (const double*)bias}, rows,
+                                 channels, (double*)out, threads));
+}
+SPK_EXPORT(gradient_sums)(int element, const void* y, const void* mean, const void* grad, long rows, long channels,
+                          double* sums, int threads) {
+  SPK_BOTH(gradient_sums<ElementF32>((const float*)y, (const float*)mean, (const float*)grad, rows, channels, sums, threads),
+           gradient_sums<ElementF64>((const double*)y, (const double*)mean, (const double*)grad, rows, channels, sums,
+                                     threads));
 }
 SPK_EXPORT(stage_forward)(const NeuronArgs* n, const StageArgs* s, int element, const void* y, const void* residual,
                           const void* mean, const void* scale, const void* bias, void* spikes, void* current,
