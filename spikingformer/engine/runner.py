@@ -11,6 +11,7 @@ from spikingformer.native import status
 from spikingformer.native.library import current_isa, kernel
 from spikingformer.native.neuron_op import neuron_args, neuron_constants
 from spikingformer.native.product_op import packed_weight
+from spikingformer.native.stem_op import stem_conv
 from spikingformer.neurons import LIFConfig
 
 from .fixed_point import (
@@ -238,8 +239,7 @@ class Engine:
         images = x if x.ndim == 4 else x.transpose(0, 1).flatten(0, 1)
         n, c, h, w = images.shape
         if not self.integer:
-            y = F.conv2d(images.float().contiguous(memory_format=torch.channels_last), p.weight, p.bias, padding=1)
-            return y.contiguous(memory_format=torch.channels_last)
+            return stem_conv(images.float(), p.weight, p.bias)
         assert p.scale is not None
         pixels = quantize_input(images, input_bits(self.program)).permute(0, 2, 3, 1).contiguous()
         out = self._buffer("current", n * h * w * p.outputs, torch.int16)

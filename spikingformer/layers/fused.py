@@ -82,6 +82,9 @@ def product(x: Tensor, conv: nn.Conv2d, ops: ModuleType) -> Tensor:
     convolve: Callable[..., Tensor] | None = getattr(ops, "spike_conv", None)
     if convolve is not None and conv.in_channels >= _FEW_CHANNELS:
         return convolve(images, conv.weight, conv.bias).unflatten(0, x.shape[:2])
+    few: Callable[..., Tensor] | None = getattr(ops, "stem_conv", None)
+    if few is not None and conv.kernel_size == (3, 3):
+        return few(images, conv.weight, conv.bias).unflatten(0, x.shape[:2])
     images = images.contiguous(memory_format=torch.channels_last)
     y = F.conv2d(images, conv.weight, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
     return y.unflatten(0, x.shape[:2])

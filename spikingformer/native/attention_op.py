@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .library import kernel, threads
+from .memory import empty
 from .neuron_op import NeuronConfig, neuron_args, neuron_constants
 from .product_op import PackedSpikes, pack_spikes
 
@@ -42,7 +43,7 @@ class _SpikeAttention(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, packed: list[PackedSpikes], *settings) -> Tensor:
         t, b, c, h, w = q.shape
         ctx.packed, ctx.settings, ctx.shape = packed, settings, q.shape
-        spikes = q.new_empty(t, b, h, w, c)
+        spikes = empty((t, b, h, w, c), q.dtype)
         if spikes.numel():
             _call("attention_forward", packed, q.shape, settings, q.dtype, spikes)
         return spikes.permute(0, 1, 4, 2, 3)
@@ -51,7 +52,7 @@ class _SpikeAttention(torch.autograd.Function):
     @once_differentiable  # a second derivative would be silently wrong
     def backward(ctx, grad: Tensor):
         grad = grad.permute(0, 1, 3, 4, 2).contiguous()
-        grads = [torch.empty_like(grad) for _ in range(3)]
+        grads = [empty(tuple(grad.shape), grad.dtype) for _ in range(3)]
         if grad.numel():
             _call("attention_backward", ctx.packed, ctx.shape, ctx.settings, grad.dtype, grad, *grads)
         return *(g.permute(0, 1, 4, 2, 3) for g in grads), None, *[None] * len(ctx.settings)

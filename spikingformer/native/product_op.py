@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .library import available_isas, current_isa, kernel, threads
+from .memory import empty
 
 MAX_CHANNELS = 65535  # places of spikes are 16-bit numbers
 
@@ -42,7 +43,7 @@ class PackedSpikes:
     def unpack(self) -> Tensor:
         """The spikes as float32 (N, C, H, W), channels last in memory."""
         n, c, h, w = self.shape
-        out = torch.empty(n, h, w, c, dtype=torch.float32)
+        out = empty((n, h, w, c))
         if out.numel():
             kernel("unpack_spikes", "pllpi")(self.bits.data_ptr(), n * h * w, c, out.data_ptr(), threads())
         return out.permute(0, 3, 1, 2)
@@ -120,7 +121,7 @@ def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -
     """The product of packed spikes and weight (O, C, k, k): (N, O, H, W), channels last in memory."""
     n, c, h, w = spikes.shape
     o, _, k, _ = weight.shape
-    out = torch.empty(n, h, w, o, dtype=torch.float32)
+    out = empty((n, h, w, o))
     if out.numel():
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
         b = None if bias is None else bias.contiguous()
@@ -165,7 +166,7 @@ def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     o, c, k, _ = weight.shape
     if k == 3:
         n, _, h, w = grad.shape
-        out = torch.empty(n, h, w, c, dtype=torch.float32)
+        out = empty((n, h, w, c))
         tokens, contiguous = grad.permute(0, 2, 3, 1).contiguous(), weight.contiguous()
         kernel("conv3x3_input_gradient", "pppllllli")(
             tokens.data_ptr(), contiguous.data_ptr(), out.data_ptr(), n, h, w, o, c, threads()

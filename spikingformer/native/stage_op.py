@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .library import kernel, threads
+from .memory import empty
 from .neuron_op import _NEURON_SCHEMA, NeuronArgs, NeuronConfig, _library, neuron_args, neuron_constants
 
 POOL_NUMBERS = {"none": 0, "cml": 1, "sps": 2}
@@ -33,7 +34,11 @@ def _channels_last(x: Tensor | None) -> Tensor | None:
 
 def _empty(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
     b, c = y.shape[1:3]
-    return torch.empty(steps, b, height, width, c, dtype=dtype or y.dtype, device=y.device).permute(0, 1, 4, 2, 3)
+    return empty((steps, b, height, width, c), dtype or y.dtype).permute(0, 1, 4, 2, 3)
+
+
+def _fake_empty(y: Tensor, steps: int, height: int, width: int) -> Tensor:
+    return y.new_empty(steps, y.shape[1], height, width, y.shape[2]).permute(0, 1, 4, 2, 3)
 
 
 def _address(x: Tensor | None) -> int | None:
@@ -85,8 +90,8 @@ def _forward_cpu(y, mean, rstd, weight, bias, residual, batch_statistics, want_c
 
 
 def _forward_fake(y, mean, rstd, weight, bias, residual, batch_statistics, want_current, pool, repeats, *constants):
-    spikes = _empty(y, y.shape[0] * repeats, *(tuple(y.shape[3:]) if pool == "none" else _halved(y)))
-    return spikes, _empty(y, y.shape[0], *y.shape[3:]) if want_current else y.new_empty(0)
+    spikes = _fake_empty(y, y.shape[0] * repeats, *(tuple(y.shape[3:]) if pool == "none" else _halved(y)))
+    return spikes, _fake_empty(y, y.shape[0], *y.shape[3:]) if want_current else y.new_empty(0)
 
 
 def _normalisation_backward(
@@ -128,7 +133,7 @@ def _backward_cpu(
         taps = _empty(y, y.shape[0], *_halved(y), torch.uint8)
     else:
         # Without a residual the gradient of the current turns into y's in place.
-        grad_z = torch.empty_like(grad_y) if want_residual else grad_y
+        grad_z = _empty(y, y.shape[0], *y.shape[3:]) if want_residual else grad_y
     mean, scale = mean.to(y.dtype).contiguous(), (rstd * weight).to(y.dtype)
     plain_bias = bias.to(y.dtype).contiguous()
     if pool == "sps":
@@ -155,8 +160,8 @@ def _backward_fake(
     grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, batch_statistics, pool, repeats,
     *constants,
 ):  # fmt: skip
-    grad_y = _empty(y, y.shape[0], *y.shape[3:])
-    grad_residual = _empty(y, y.shape[0], *y.shape[3:]) if want_residual else y.new_empty(0)
+    grad_y = _fake_empty(y, y.shape[0], *y.shape[3:])
+    grad_residual = _fake_empty(y, y.shape[0], *y.shape[3:]) if want_residual else y.new_empty(0)
     return grad_y, torch.empty_like(weight), torch.empty_like(bias), grad_residual
 
 
@@ -249,13 +254,13 @@ _library.impl("batch_norm", _norm_cpu, "CPU")
 _library.impl("batch_norm_backward", _norm_backward_cpu, "CPU")
 torch.library.register_fake(
     "spikingformer::batch_norm",
-    lambda y, mean, rstd, weight, bias, batch_statistics: _empty(y, y.shape[0], *y.shape[3:]),
+    lambda y, mean, rstd, weight, bias, batch_statistics: _fake_empty(y, y.shape[0], *y.shape[3:]),
     lib=_library,
 )
 torch.library.register_fake(
     "spikingformer::batch_norm_backward",
     lambda grad, y, mean, rstd, weight, batch_statistics: (
-        _empty(y, y.shape[0], *y.shape[3:]),
+        _fake_empty(y, y.shape[0], *y.shape[3:]),
         torch.empty_like(weight),
         torch.empty_like(weight),
     ),

@@ -52,11 +52,11 @@ struct FixedNeuron {
   static constexpr long states_of_counts = 1;
 };
 
-struct FloatNeuron {
+template <bool standard> struct FloatNeuron {
   typedef float Current;
   static constexpr long lanes = FL;
   typedef Float::Vector State;
-  Neuron<Float> neuron;
+  Neuron<Float, standard> neuron;
   float scale;
   SPK_INLINE State rest() const { return splat<Float>(neuron.v_rest); }
   SPK_INLINE Float::Vector get(const float* p, long n) const { return n == FL ? load<Float>(p) : load_part<Float>(p, n); }
@@ -310,15 +310,23 @@ void sum_rows(const In* x, long steps, long images, long tokens, long channels, 
   }
 }
 
+// f(neuron), its flags fixed at compile time where they are the usual ones.
+template <class F> void with_float_neuron(const NeuronArgs& args, float scale, F&& f) {
+  const Neuron<Float> neuron(args);
+  if (neuron.is_standard()) f(FloatNeuron<true>{Neuron<Float, true>(args), scale});
+  else f(FloatNeuron<false>{neuron, scale});
+}
+
 FixedNeuron fixed(int keep, int take, int threshold, int scale) { return {keep, take, threshold, scale}; }
 
 }  // namespace
 
 SPK_EXPORT(engine_fire_f32)(const float* x, int repeated, long steps, long images, long height, long width, long channels,
                             int pool, const NeuronArgs* neuron, uint64_t* bits, int threads) {
-  const FloatNeuron n{Neuron<Float>(*neuron), 1.f};
-  if (pool) fire<true>(n, x, repeated, steps, images, height, width, channels, bits, threads);
-  else fire<false>(n, x, repeated, steps, images, height, width, channels, bits, threads);
+  with_float_neuron(*neuron, 1.f, [&](const auto& n) {
+    if (pool) fire<true>(n, x, repeated, steps, images, height, width, channels, bits, threads);
+    else fire<false>(n, x, repeated, steps, images, height, width, channels, bits, threads);
+  });
 }
 SPK_EXPORT(engine_fire_i16)(const int16_t* x, int repeated, long steps, long images, long height, long width,
                             long channels, int pool, int keep, int take, int threshold, uint64_t* bits, int threads) {
@@ -332,7 +340,9 @@ SPK_EXPORT(engine_pool_bits)(const uint64_t* in, long images, long height, long 
 }
 SPK_EXPORT(engine_attention_f32)(const uint64_t* qkv, long steps, long images, long tokens, long channels, long heads,
                                  float scale, const NeuronArgs* neuron, uint64_t* bits, int threads) {
-  attention(FloatNeuron{Neuron<Float>(*neuron), scale}, qkv, steps, images, tokens, channels, heads, bits, threads);
+  with_float_neuron(*neuron, scale, [&](const auto& n) {
+    attention(n, qkv, steps, images, tokens, channels, heads, bits, threads);
+  });
 }
 SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, long tokens, long channels, long heads,
                                  int scale, int keep, int take, int threshold, uint64_t* bits, int threads) {

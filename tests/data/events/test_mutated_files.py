@@ -142,7 +142,7 @@ def read_mutants(reader: str, count: int, folder: Path, seed: int = 0) -> Counte
         for i in range(count):
             path.write_bytes(mutate(whole, draw))
             tracemalloc.reset_peak()
-            before, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
+            before, start = tracemalloc.get_traced_memory()[0], time.process_time()
             try:
                 read(path)
                 outcomes["read"] += 1
@@ -153,7 +153,7 @@ def read_mutants(reader: str, count: int, folder: Path, seed: int = 0) -> Counte
                 text = str(path)
             assert str(path) in text
             assert len(text) < 600
-            assert time.perf_counter() - start < SECONDS, f"mutant {i} took too long"
+            assert time.process_time() - start < SECONDS, f"mutant {i} took too long"
             used = tracemalloc.get_traced_memory()[1] - before
             assert used < MEMORY, f"mutant {i} took {used} bytes"
     finally:

@@ -1,0 +1,68 @@
+"""The stem's convolution: 3x3, dense, few input channels (a picture's three, an event frame's two)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .library import available_isas, kernel, threads
+from .memory import empty
+
+
+class _StemConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        n, c, h, w = x.shape
+        o = weight.shape[0]
+        ctx.save_for_backward(x, weight)
+        pixels, contiguous = x.permute(0, 2, 3, 1).contiguous(), weight.contiguous()
+        out = empty((n, h, w, o))
+        kernel("stem_forward", "ppppllllli")(
+            pixels.data_ptr(), contiguous.data_ptr(), None if bias is None else bias.contiguous().data_ptr(),
+            out.data_ptr(), n, h, w, c, o, threads(),
+        )  # fmt: skip
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be silently wrong
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0]
+        if ctx.needs_input_grad[1]:
+            n, c, h, w = x.shape
+            o = weight.shape[0]
+            pixels, gradients = x.permute(0, 2, 3, 1).contiguous(), grad.permute(0, 2, 3, 1).contiguous()
+            taps = torch.empty(3, 3, c, o, dtype=torch.float32)
+            kernel("stem_weight_gradient", "pppllllli")(
+                pixels.data_ptr(), gradients.data_ptr(), taps.data_ptr(), n, h, w, c, o, threads()
+            )
+            grad_weight = taps.permute(3, 2, 0, 1)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias
+
+
+def stem_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=1)` for x (N, C, H, W) with few channels and weight (O, C, 3, 3).
+
+    Returns (N, O, H, W), channels last in memory. Another dtype or device, an empty batch, autocast and torch.compile take
+    torch's own. Raises ValueError for another kernel size or channels that do not match.
+    """
+    if x.dim() != 4 or weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
+        raise ValueError(
+            f"stem_conv takes x (N, C, H, W) and a weight (O, C, 3, 3), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
+        or not x.numel()
+        or not available_isas()
+    ):
+        return F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+    return _StemConv.apply(x, weight, bias)
