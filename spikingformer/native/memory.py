@@ -1,8 +1,8 @@
 """Memory for the kernels' large results: blocks of one reserve, each at the lowest address where it fits.
 
-A training step allocates and frees hundreds of large tensors while small ones that outlive it (gradients, statistics) come
-in between. In the C heap those pin the large holes, and the heap grows to twice what is alive. Here only large results
-live, so the reserve grows about to what is alive at once. Like the heap, it keeps its pages for the next step.
+A training step allocates and frees hundreds of large tensors, and small ones that outlive it (gradients, statistics)
+come in between. In the C heap those pin the large holes, and the heap grows to twice what is alive. Here only large
+results live, so the reserve grows about to what is alive at once. Like the heap, it keeps its pages for the next step.
 """
 
 import bisect
@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -75,23 +76,20 @@ class Reserve:
         self._free.insert(i, (start, size))
 
 
-_reserve: Reserve | bool | None = None  # None: not tried yet; False: not to be had here
-
-
-def _process_reserve() -> Reserve | None:
-    global _reserve
-    if _reserve is None:
-        try:
-            physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            _reserve = Reserve(physical) if sys.platform == "linux" else False
-        except (OSError, ValueError):  # a limit on address space: torch's own memory will do
-            _reserve = False
-    return _reserve or None
+@cache
+def process_reserve() -> Reserve | None:
+    """The reserve of this process, as long as its physical memory; None where there can be none."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return Reserve(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):  # a limit on address space: torch's own memory will do
+        return None
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """`torch.empty(shape, dtype=dtype)` on the CPU, from the process's reserve where it is large."""
-    if math.prod(shape) * dtype.itemsize >= SMALLEST and (reserve := _process_reserve()) is not None:
+    if math.prod(shape) * dtype.itemsize >= SMALLEST and (reserve := process_reserve()) is not None:
         tensor = reserve.empty(shape, dtype)
         if tensor is not None:
             return tensor

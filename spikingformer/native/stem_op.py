@@ -49,8 +49,8 @@ class _StemConv(torch.autograd.Function):
 def stem_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)` for x (N, C, H, W) with few channels and weight (O, C, 3, 3).
 
-    Returns (N, O, H, W), channels last in memory. Another dtype or device, an empty batch, autocast and torch.compile take
-    torch's own. Raises ValueError for another kernel size or channels that do not match.
+    Returns (N, O, H, W), channels last in memory. Another dtype or device, an empty batch, autocast and torch.compile
+    take torch's own. Raises ValueError for another kernel size or channels that do not match.
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(

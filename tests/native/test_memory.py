@@ -10,7 +10,7 @@ import torch
 from spikingformer.native import memory
 from spikingformer.native.memory import Reserve
 
-pytestmark = pytest.mark.skipif(memory._process_reserve() is None, reason="no reserve on this system")
+pytestmark = pytest.mark.skipif(memory.process_reserve() is None, reason="no reserve on this system")
 MB = 1 << 20
 
 
@@ -68,12 +68,13 @@ def test_blocks_never_overlap_over_many_threads():
 
 
 def test_small_results_and_a_full_reserve_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(memory, "_reserve", Reserve(2 * MB))
+    reserve = Reserve(2 * MB)
+    monkeypatch.setattr(memory, "process_reserve", lambda: reserve)
     for shape in ((3,), (4 * MB,), (0, 5)):
         x = memory.empty(shape)
         assert x.shape == shape
         assert x.dtype == torch.float32
-    assert memory._reserve.free_blocks() == [(0, 2 * MB)]
+    assert reserve.free_blocks() == [(0, 2 * MB)]
     x = memory.empty((MB,), torch.uint8)
-    assert memory._reserve.free_blocks() == [(MB, MB)]
+    assert reserve.free_blocks() == [(MB, MB)]
     assert torch.equal(x.fill_(3).clone(), torch.full((MB,), 3, dtype=torch.uint8))

@@ -1,4 +1,4 @@
-"""The stem's convolution against the dense one in float64: output and all gradients, odd sizes, every instruction set."""
+"""The stem's convolution against the dense one in float64: output, all gradients, odd sizes, every instruction set."""
 
 import pytest
 import torch
