@@ -18,30 +18,13 @@ from spikingformer.models import whole
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
 from spikingformer.neurons import use_backend
+from tests.engine.helpers import small
 
 pytestmark = pytest.mark.skipif(not status().available, reason=f"no compiled kernels: {status().reason}")
 
 NAMES = [
     f"{f}{p}_{s}" for f in ("spikformer", "spikingformer") for p in ("", "_cml") for s in ("4_384", "8_384", "2_256")
 ]
-
-
-def small(name: str = "spikingformer_cml_4_384", **kwargs) -> tuple[nn.Module, Tensor]:
-    """A narrow model whose neurons all fire, and input for it."""
-    torch.manual_seed(0)
-    kwargs = {"embed_dim": 72, "depth": 2, "num_heads": 3, "num_classes": 7, "img_size": 32, "time_steps": 3} | kwargs
-    model = timm.create_model(name, **kwargs)
-    size = model.config.img_size
-    events = model.config.in_chans == 2
-    x = torch.poisson(torch.full((2, 3, 2, *size), 0.5)) if events else torch.randn(2, 3, *size)
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.8, 2.0)
-            nn.init.uniform_(m.bias, 0.1, 0.8)
-            m.momentum = 1.0
-    with torch.no_grad():
-        model.train()(x)
-    return model.eval(), x
 
 
 @pytest.fixture(autouse=True)
