@@ -39,9 +39,18 @@ def watches_calls() -> bool:
 def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module | None = None) -> ModuleType | None:
     """The fused operations that serve this layer for input x, or None where its modules must be called one by one."""
     plain = _is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d) and (neuron is None or _is_plain(neuron, LIF))
-    if not plain or bn.running_mean is None or bn.momentum is None or bn.weight is None or watches_calls():
+    if not plain or bn.momentum is None or watches_calls():
         return None
-    if (conv.padding_mode, conv.stride, conv.dilation, conv.groups) != ("zeros", (1, 1), (1, 1), 1):
+    if bn.running_mean is None or bn.weight is None or bn.bias is None:
+        return None
+    same_size = conv.kernel_size[0] // 2, conv.kernel_size[1] // 2
+    if (conv.padding_mode, conv.padding, conv.stride, conv.dilation, conv.groups) != (
+        "zeros",
+        same_size,
+        (1, 1),
+        (1, 1),
+        1,
+    ):
         return None  # changed by hand
     backend = choose_backend(x)
     if backend == "triton":
@@ -95,7 +104,7 @@ def _statistics(y: Tensor, bn: nn.BatchNorm2d, ops: ModuleType, repeats: int) ->
     assert bn.running_mean is not None
     assert bn.running_var is not None
     if not bn.training:
-        return bn.running_mean, (bn.running_var + bn.eps).rsqrt()
+        return bn.running_mean.clone(), (bn.running_var + bn.eps).rsqrt()  # kept for the backward: training moves it
     mean, rstd = ops.bn_statistics(y, bn.running_mean, bn.running_var, bn.momentum, bn.eps, repeats)
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -103,9 +112,9 @@ def _statistics(y: Tensor, bn: nn.BatchNorm2d, ops: ModuleType, repeats: int) ->
 
 
 def normalise(y: Tensor, bn: nn.BatchNorm2d, ops: ModuleType, repeats: int = 1) -> Tensor | None:
-    """BatchNorm of a product's output y (T, B, C, H, W), or None where `ops` has no form of its own."""
+    """BatchNorm of a product's output y (T, B, C, H, W), or None where `ops` has no form of its own for it."""
     batch_norm: Callable[..., Tensor] | None = getattr(ops, "batch_norm", None)
-    if batch_norm is None:
+    if batch_norm is None or not y.numel():
         return None
     return batch_norm(y, *_statistics(y, bn, ops, repeats), bn.weight, bn.bias, bn.training)
 

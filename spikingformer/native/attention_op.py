@@ -43,10 +43,10 @@ class _SpikeAttention(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, packed: list[PackedSpikes], *settings) -> Tensor:
         t, b, c, h, w = q.shape
         ctx.packed, ctx.settings, ctx.shape = packed, settings, q.shape
-        spikes = empty((t, b, h, w, c), q.dtype)
+        spikes = empty((t, b, c, h, w), q.dtype, channels_last=True)
         if spikes.numel():
             _call("attention_forward", packed, q.shape, settings, q.dtype, spikes)
-        return spikes.permute(0, 1, 4, 2, 3)
+        return spikes
 
     @staticmethod
     @once_differentiable  # a second derivative would be silently wrong

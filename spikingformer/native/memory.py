@@ -3,6 +3,7 @@
 A training step allocates and frees hundreds of large tensors, and small ones that outlive it (gradients, statistics)
 come in between. In the C heap those pin the large holes, and the heap grows to twice what is alive. Here only large
 results live, so the reserve grows about to what is alive at once. Like the heap, it keeps its pages for the next step.
+A tensor of the reserve cannot be resized (`resize_`); everything else is as with torch's own.
 """
 
 import bisect
@@ -14,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,21 +26,19 @@ _MAP_NORESERVE = 0x4000  # Linux's; the mmap module names it from Python 3.13 on
 
 
 class Reserve:
-    """Address space of which blocks are handed out as tensors; a block comes back when its tensor's storage dies.
+    """Address space of which blocks are handed out as storage; a block comes back when its storage dies.
 
     size: bytes; pages take memory only once they are written to. Raises OSError where the system refuses.
     """
 
     def __init__(self, size: int):
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._free = [(0, size)]  # (start, bytes), by start, never adjoining
-        self._returned: deque[tuple[int, int]] = deque()  # a finaliser may run anywhere, even inside `empty`
+        self._returned: deque[tuple[int, int]] = deque()  # a finaliser may run anywhere, even inside `storage`
         self._lock = threading.Lock()
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """An uninitialised contiguous tensor, or None where no block is long enough."""
-        size = math.prod(shape) * dtype.itemsize
+    def storage(self, size: int) -> torch.UntypedStorage | None:
+        """Uninitialised storage of `size` bytes, more than none; None where no block is long enough."""
         pages = (size + _PAGE - 1) // _PAGE * _PAGE
         with self._lock:
             while self._returned:
@@ -47,9 +46,9 @@ class Reserve:
             start = self._take(pages)
         if start is None:
             return None
-        block = (ctypes.c_char * size).from_address(self._base + start)
+        block = (ctypes.c_char * size).from_buffer(self._map, start)  # keeps the map alive
         weakref.finalize(block, self._returned.append, (start, pages)).atexit = False
-        return torch.frombuffer(block, dtype=dtype).view(shape)
+        return torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
 
     def free_blocks(self) -> list[tuple[int, int]]:
         """(start, bytes) of every hole."""
@@ -76,21 +75,48 @@ class Reserve:
         self._free.insert(i, (start, size))
 
 
-@cache
-def process_reserve() -> Reserve | None:
-    """The reserve of this process, as long as its physical memory; None where there can be none."""
+def _make_reserve() -> Reserve | None:
+    """As long as the physical memory; None where so much address space is not to be had for nothing."""
     if sys.platform != "linux":
         return None
+    import resource
+
     try:
+        strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+        if strict or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return None
         return Reserve(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError):  # a limit on address space: torch's own memory will do
+    except (OSError, ValueError):
         return None
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """`torch.empty(shape, dtype=dtype)` on the CPU, from the process's reserve where it is large."""
-    if math.prod(shape) * dtype.itemsize >= SMALLEST and (reserve := process_reserve()) is not None:
-        tensor = reserve.empty(shape, dtype)
-        if tensor is not None:
-            return tensor
-    return torch.empty(shape, dtype=dtype)
+process_reserve = _make_reserve()
+
+
+def _start_again() -> None:
+    """In a forked child: the parent's lock and list may have been in use; its tensors keep their map."""
+    global process_reserve
+    process_reserve = _make_reserve()
+
+
+os.register_at_fork(after_in_child=_start_again)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
+    """An uninitialised tensor on the CPU, from the process's reserve where it is large.
+
+    channels_last: shape (..., C, H, W) lies in memory as (..., H, W, C). It is no view of another tensor either way.
+    """
+    size = math.prod(shape)
+    storage = None
+    if size * dtype.itemsize >= SMALLEST and process_reserve is not None:
+        storage = process_reserve.storage(size * dtype.itemsize)
+    if storage is None:
+        storage = torch.empty(size, dtype=dtype, device="cpu").untyped_storage()
+    order = [*range(len(shape))]
+    if channels_last:
+        order = [*order[:-3], *(len(shape) + i for i in (-2, -1, -3))]
+    stride, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        stride[axis], step = step, step * max(shape[axis], 1)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, tuple(stride))

@@ -9,6 +9,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .library import kernel, threads
 from .memory import empty
@@ -34,7 +35,7 @@ def _channels_last(x: Tensor | None) -> Tensor | None:
 
 def _empty(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
     b, c = y.shape[1:3]
-    return empty((steps, b, height, width, c), dtype or y.dtype).permute(0, 1, 4, 2, 3)
+    return empty((steps, b, c, height, width), dtype or y.dtype, channels_last=True)
 
 
 def _fake_empty(y: Tensor, steps: int, height: int, width: int) -> Tensor:
@@ -193,7 +194,10 @@ _library.impl("bn_pool_lif", _forward_cpu, "CPU")
 _library.impl("bn_pool_lif_backward", _backward_cpu, "CPU")
 torch.library.register_fake("spikingformer::bn_pool_lif", _forward_fake, lib=_library)
 torch.library.register_fake("spikingformer::bn_pool_lif_backward", _backward_fake, lib=_library)
-torch.library.register_autograd("spikingformer::bn_pool_lif", _backward, setup_context=_setup_context, lib=_library)
+# Once: a second derivative would be silently zero.
+torch.library.register_autograd(
+    "spikingformer::bn_pool_lif", once_differentiable(_backward), setup_context=_setup_context, lib=_library
+)
 
 
 # BatchNorm without a neuron behind it: the projections whose output joins the residual.
@@ -267,7 +271,7 @@ torch.library.register_fake(
     lib=_library,
 )
 torch.library.register_autograd(
-    "spikingformer::batch_norm", _norm_backward, setup_context=_norm_setup_context, lib=_library
+    "spikingformer::batch_norm", once_differentiable(_norm_backward), setup_context=_norm_setup_context, lib=_library
 )
 
 

@@ -15,13 +15,15 @@ class _StemConv(torch.autograd.Function):
         n, c, h, w = x.shape
         o = weight.shape[0]
         ctx.save_for_backward(x, weight)
+        # Named here, not in the call: the kernel sees only their addresses.
         pixels, contiguous = x.permute(0, 2, 3, 1).contiguous(), weight.contiguous()
-        out = empty((n, h, w, o))
+        own_bias = None if bias is None else bias.contiguous()
+        out = empty((n, o, h, w), channels_last=True)
         kernel("stem_forward", "ppppllllli")(
-            pixels.data_ptr(), contiguous.data_ptr(), None if bias is None else bias.contiguous().data_ptr(),
+            pixels.data_ptr(), contiguous.data_ptr(), None if own_bias is None else own_bias.data_ptr(),
             out.data_ptr(), n, h, w, c, o, threads(),
         )  # fmt: skip
-        return out.permute(0, 3, 1, 2)
+        return out
 
     @staticmethod
     @once_differentiable  # a second derivative would be silently wrong
@@ -36,7 +38,7 @@ class _StemConv(torch.autograd.Function):
             n, c, h, w = x.shape
             o = weight.shape[0]
             pixels, gradients = x.permute(0, 2, 3, 1).contiguous(), grad.permute(0, 2, 3, 1).contiguous()
-            taps = torch.empty(3, 3, c, o, dtype=torch.float32)
+            taps = empty((3, 3, c, o))
             kernel("stem_weight_gradient", "pppllllli")(
                 pixels.data_ptr(), gradients.data_ptr(), taps.data_ptr(), n, h, w, c, o, threads()
             )
@@ -50,12 +52,14 @@ def stem_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)` for x (N, C, H, W) with few channels and weight (O, C, 3, 3).
 
     Returns (N, O, H, W), channels last in memory. Another dtype or device, an empty batch, autocast and torch.compile
-    take torch's own. Raises ValueError for another kernel size or channels that do not match.
+    take torch's own. Raises ValueError for another kernel size, channels or a bias that do not match.
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(
             f"stem_conv takes x (N, C, H, W) and a weight (O, C, 3, 3), got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"stem_conv takes a bias ({weight.shape[0]},) with this weight, got {tuple(bias.shape)}")
     tensors = [t for t in (x, weight, bias) if t is not None]
     if (
         torch.compiler.is_compiling()

@@ -1,6 +1,7 @@
 """The reserve that large results come from."""
 
 import gc
+import os
 import random
 import threading
 
@@ -10,37 +11,60 @@ import torch
 from spikingformer.native import memory
 from spikingformer.native.memory import Reserve
 
-pytestmark = pytest.mark.skipif(memory.process_reserve() is None, reason="no reserve on this system")
+pytestmark = pytest.mark.skipif(memory.process_reserve is None, reason="no reserve on this system")
 MB = 1 << 20
 
 
 def test_blocks_come_back_and_join():
     reserve = Reserve(8 * MB)
-    tensors = [reserve.empty((MB,), torch.uint8) for _ in range(8)]
-    assert reserve.empty((1,), torch.uint8) is None, "full"
-    assert len({t.data_ptr() for t in tensors}) == 8
+    kept = [reserve.storage(MB) for _ in range(8)]
+    assert reserve.storage(1) is None, "full"
+    assert len({s.data_ptr() for s in kept}) == 8
     for i in (1, 5, 3, 2, 4):
-        tensors[i] = None
+        kept[i] = None
     assert reserve.free_blocks() == [(MB, 5 * MB)]
-    big = reserve.empty((5, MB), torch.uint8)
-    assert big.shape == (5, MB)
-    del tensors, big
+    big = reserve.storage(5 * MB)
+    assert big.nbytes() == 5 * MB
+    del kept, big
     assert reserve.free_blocks() == [(0, 8 * MB)]
 
 
-def test_a_block_lives_as_long_as_any_view_of_it():
-    reserve = Reserve(4 * MB)
-    x = reserve.empty((2, 3, 1000), torch.float64)
+@pytest.fixture
+def reserve(monkeypatch) -> Reserve:
+    monkeypatch.setattr(memory, "process_reserve", Reserve(8 * MB))
+    return memory.process_reserve
+
+
+def test_a_block_lives_as_long_as_any_view_of_it(reserve):
+    x = memory.empty((2, 3, 100_000), torch.float64)
     part = x.permute(2, 0, 1)[5:7].detach()
     part.fill_(7)
     del x
     gc.collect()
     assert reserve.free_blocks()[0][0] > 0
-    other = reserve.empty((1000,), torch.float32)
-    other.fill_(1)
+    other = memory.empty((MB,), torch.float32).fill_(1)
     assert bool((part == 7).all())
     del part, other
-    assert reserve.free_blocks() == [(0, 4 * MB)]
+    assert reserve.free_blocks() == [(0, 8 * MB)]
+
+
+def test_a_tensor_outlives_its_reserve(monkeypatch):
+    monkeypatch.setattr(memory, "process_reserve", Reserve(8 * MB))
+    x = memory.empty((MB,), torch.float32).fill_(1)
+    monkeypatch.setattr(memory, "process_reserve", None)
+    gc.collect()
+    assert x.sum() == MB
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_reserve_of_its_own(reserve):
+    x = memory.empty((MB,), torch.uint8).fill_(3)
+    with reserve._lock:  # as if another thread were inside at the fork
+        child = os.fork()
+        if child == 0:
+            y = memory.empty((MB,), torch.uint8).fill_(5)
+            os._exit(0 if int(x[0]) == 3 and int(y[-1]) == 5 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_blocks_never_overlap_over_many_threads():
@@ -53,9 +77,10 @@ def test_blocks_never_overlap_over_many_threads():
                 value, tensor = kept.pop(draw.randrange(len(kept)))
                 if not bool((tensor == value).all()):
                     wrong.append((seed, value))
-            tensor = reserve.empty((draw.randrange(1, 50_000),), torch.int32)
-            if tensor is not None:
+            storage = reserve.storage(4 * draw.randrange(1, 50_000))
+            if storage is not None:
                 value = seed * 1000 + i
+                tensor = torch.empty(0, dtype=torch.int32).set_(storage, 0, (storage.nbytes() // 4,))
                 kept.append((value, tensor.fill_(value)))
 
     threads = [threading.Thread(target=work, args=(s,)) for s in range(4)]
@@ -67,14 +92,22 @@ def test_blocks_never_overlap_over_many_threads():
     assert reserve.free_blocks() == [(0, 64 * MB)]
 
 
-def test_small_results_and_a_full_reserve_are_left_to_torch(monkeypatch):
-    reserve = Reserve(2 * MB)
-    monkeypatch.setattr(memory, "process_reserve", lambda: reserve)
-    for shape in ((3,), (4 * MB,), (0, 5)):
+def test_small_results_and_a_full_reserve_are_left_to_torch(reserve):
+    for shape in ((3,), (16 * MB,), (0, 5)):
         x = memory.empty(shape)
         assert x.shape == shape
         assert x.dtype == torch.float32
-    assert reserve.free_blocks() == [(0, 2 * MB)]
+        assert x.is_contiguous()
+    assert reserve.free_blocks() == [(0, 8 * MB)]
     x = memory.empty((MB,), torch.uint8)
-    assert reserve.free_blocks() == [(MB, MB)]
+    assert reserve.free_blocks() == [(MB, 7 * MB)]
     assert torch.equal(x.fill_(3).clone(), torch.full((MB,), 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 300, 20, 100), (1, 0, 3, 3)], ids=str)
+def test_channels_last_is_a_tensor_of_its_own(reserve, shape):
+    x = memory.empty(shape, channels_last=True).requires_grad_()
+    assert x.movedim(-3, -1).is_contiguous()
+    assert not x._is_view()
+    with torch.device("meta"):
+        assert memory.empty(shape).device.type == "cpu"

@@ -60,6 +60,13 @@ def test_other_dtypes_and_the_empty_batch_take_torchs_own(isa, dtype):
     assert stem_conv(x[:0].float(), weight.float()).shape == (0, 5, 4, 4)
 
 
+def test_a_bias_that_is_not_contiguous(isa):
+    x, weight, bias = torch.randn(1, 3, 8, 8), torch.randn(48, 3, 3, 3), torch.randn(96)[::2]
+    torch.testing.assert_close(stem_conv(x, weight, bias), F.conv2d(x, weight, bias, padding=1), rtol=1e-5, atol=1e-4)
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match=r"stem_conv takes a bias \(5,\) with this weight, got \(4,\)"):
+        stem_conv(torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 3, 3), torch.zeros(4))
     with pytest.raises(ValueError, match=r"stem_conv takes x \(N, C, H, W\) and a weight \(O, C, 3, 3\), got"):
         stem_conv(torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 1, 1))
