@@ -68,7 +68,7 @@ def assert_served_and_right(model: nn.Module, x: Tensor, served: list[bool]) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_modules(name, served):
-    model, x = small(name)
+    model, x = small(name, batch=2)
     with torch.no_grad():
         last, steps = model(x), model.forward_steps(x)
     assert served[-2:] == [True, True]
@@ -81,7 +81,7 @@ def test_logits_are_those_of_the_modules(name, served):
 
 @pytest.mark.parametrize("isa", available_isas())
 def test_every_instruction_set_in_turn(isa, served):
-    model, x = small()
+    model, x = small(batch=2)
     assert_served_and_right(model, x, served)
     with use_isa(isa):
         assert_served_and_right(model, x, served)
@@ -89,7 +89,7 @@ def test_every_instruction_set_in_turn(isa, served):
 
 @pytest.mark.parametrize("first", [torch.no_grad, torch.inference_mode], ids=["no_grad first", "inference_mode first"])
 def test_serves_without_gradients_in_either_mode(first, served):
-    model, x = small()
+    model, x = small(batch=2)
     logits = []
     for mode in (first, torch.no_grad, torch.inference_mode, torch.no_grad):
         with mode():
@@ -100,7 +100,7 @@ def test_serves_without_gradients_in_either_mode(first, served):
 
 
 def test_serves_sizes_batches_and_layouts_as_they_come(served):
-    model, x = small()
+    model, x = small(batch=2)
     for part in (x[:1], x[:0], torch.randn(3, 3, 48, 32), x.to(memory_format=torch.channels_last), x[..., ::2, ::2]):
         with torch.no_grad():
             got = model(part)
@@ -111,14 +111,14 @@ def test_serves_sizes_batches_and_layouts_as_they_come(served):
 
 
 def test_a_model_with_gradients_is_called_module_by_module(served):
-    model, x = small()
+    model, x = small(batch=2)
     model(x).sum().backward()
     assert not served[-1]
     assert model.stem.stages[0].conv.weight.grad.abs().sum() > 0
 
 
 def test_a_model_in_train_mode_is_called_module_by_module(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         model.train()(x)
         assert not served[-1]
@@ -140,7 +140,7 @@ def test_a_model_in_train_mode_is_called_module_by_module(served):
     ids=["autocast", "reference backend", "global hook", "global pre-hook"],
 )
 def test_surroundings_that_look_at_modules_or_change_the_arithmetic(surroundings, served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad(), surroundings():
         model(x)
     assert not served[-1]
@@ -150,7 +150,7 @@ def test_surroundings_that_look_at_modules_or_change_the_arithmetic(surroundings
 
 
 def test_float64_is_called_module_by_module(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         want = model(x)
         assert model.double()(x.double()).dtype == torch.float64
@@ -165,7 +165,7 @@ def submodules(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
 def test_a_hook_on_any_module(hook, served):
-    model, x = small(depth=1)
+    model, x = small(depth=1, batch=2)
     for name in submodules(model):
         with getattr(model.get_submodule(name), hook)(lambda *_: None), torch.no_grad():
             model(x)
@@ -176,7 +176,7 @@ def test_a_hook_on_any_module(hook, served):
 
 
 def test_hooks_see_what_they_should(served):
-    model, x = small()
+    model, x = small(batch=2)
     seen = []
     with torch.no_grad():
         model(x)
@@ -188,7 +188,7 @@ def test_hooks_see_what_they_should(served):
 
 
 def test_a_replaced_forward_is_called(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         before = model(x)
         mlp = model.blocks[1].mlp
@@ -201,7 +201,7 @@ def test_a_replaced_forward_is_called(served):
 
 
 def test_a_replaced_method_of_the_model_is_called(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         before = model(x)
         model.forward_head = lambda features, pre_logits=False: features.sum((0, 2, 3, 4))[:, None]
@@ -221,7 +221,7 @@ class OwnHead(nn.Linear):
 
 
 def test_a_subclass_is_called(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         before = model(x)
         conv = model.blocks[0].mlp.fc1.conv
@@ -246,7 +246,7 @@ class CountingMode(TorchDispatchMode):
 
 
 def test_an_active_dispatch_mode_sees_every_operation(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         want = model(x)
         with CountingMode() as mode:
@@ -260,16 +260,16 @@ def test_an_active_dispatch_mode_sees_every_operation(served):
 def test_counting_operations_sees_the_modules(served):
     from spikingformer.energy.counting import count_operations
 
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         model(x)
     counted = count_operations(model, [x])
     assert not served[-1]
-    assert counted.products == count_operations(small()[0], [x]).products
+    assert counted.products == count_operations(small(batch=2)[0], [x]).products
 
 
 def test_compilation_and_export_trace_the_modules(served):
-    model, x = small(depth=1)
+    model, x = small(depth=1, batch=2)
     with torch.no_grad():
         want = model(x)
         graphs = []
@@ -287,7 +287,7 @@ def test_compilation_and_export_trace_the_modules(served):
 
 
 def test_a_vectorised_or_transformed_call_goes_through_the_modules(served):
-    model, x = small(depth=1)
+    model, x = small(depth=1, batch=2)
     with torch.no_grad(), use_backend("reference"):
         want = torch.stack([model(part[None]) for part in x])
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_a_vectorised_or_transformed_call_goes_through_the_modules(served):
 
 
 def test_errors_are_those_of_the_modules():
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         with pytest.raises(ValueError, match="the model takes 3 channels, got 2"):
             model(x[:, :2])
@@ -454,7 +454,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__.replace("_", " "))
 @pytest.mark.parametrize("name", ["spikingformer_cml_4_384", "spikformer_4_384"])
 def test_logits_follow_every_change_of_the_model(name, change, served):
-    model, x = small(name)
+    model, x = small(name, batch=2)
     before = assert_served_and_right(model, x, served)
     change(model, x)
     model.eval()  # new modules come in train mode
@@ -473,7 +473,7 @@ def one_by_one_of_any(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_a_step_back_gives_the_first_logits_again(served):
-    model, x = small()
+    model, x = small(batch=2)
     before = assert_served_and_right(model, x, served)
     first = {k: v.clone() for k, v in model.state_dict().items()}
     other_weights(model, x)
@@ -483,7 +483,7 @@ def test_a_step_back_gives_the_first_logits_again(served):
 
 
 def test_training_with_an_evaluation_after_every_step(served):
-    model, x = small()
+    model, x = small(batch=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     seen = []
     for _ in range(3):
@@ -502,7 +502,7 @@ def test_training_with_an_evaluation_after_every_step(served):
     "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
 )
 def test_copies_of_a_used_model(duplicate, served):
-    model, x = small()
+    model, x = small(batch=2)
     before = assert_served_and_right(model, x, served)
     copied = duplicate(model)
     assert torch.equal(assert_served_and_right(copied, x, served), before)
@@ -512,7 +512,7 @@ def test_copies_of_a_used_model(duplicate, served):
 
 
 def test_threads_that_call_one_model_at_once(served):
-    model, x = small()
+    model, x = small(batch=2)
     inputs = [torch.randn(1 + i % 2, *x.shape[1:]) for i in range(4)]
     wants = [one_by_one(model.forward, part) for part in inputs]
     results: list[list[Tensor]] = [[] for _ in inputs]
@@ -536,7 +536,7 @@ def test_threads_that_call_one_model_at_once(served):
 
 
 def test_a_call_while_another_is_inside_goes_through_the_modules(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         want = model(x)
         ready = whole._ready[model]
@@ -549,7 +549,7 @@ def test_a_call_while_another_is_inside_goes_through_the_modules(served):
 
 
 def test_a_failed_call_frees_the_model(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         model(x)
         with pytest.raises(ValueError, match="multiples of 4"):
@@ -559,7 +559,7 @@ def test_a_failed_call_frees_the_model(served):
 
 
 def test_logits_are_the_callers_own(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         first = model(x)
         kept = first.clone()
@@ -578,7 +578,7 @@ def test_logits_are_the_callers_own(served):
 
 
 def test_dead_models_are_not_kept(served):
-    model, x = small()
+    model, x = small(batch=2)
     with torch.no_grad():
         model(x)
     assert served[-1]
@@ -592,7 +592,7 @@ def test_dead_models_are_not_kept(served):
 
 
 def test_other_models_do_not_disturb(served):
-    (one, x), (two, _) = small(), small("spikformer_4_384")
+    (one, x), (two, _) = small(batch=2), small("spikformer_4_384")
     with torch.no_grad():
         a, b = one(x), two(x)
         assert torch.equal(one(x), a)
@@ -601,7 +601,7 @@ def test_other_models_do_not_disturb(served):
 
 
 def test_nothing_serves_without_a_provider(served, monkeypatch):
-    model, x = small()
+    model, x = small(batch=2)
     monkeypatch.setattr(whole, "_make", None)
     with torch.no_grad():
         model(x)
