@@ -2,13 +2,13 @@
 //
 // With channels last, the three pixels that a row of the kernel reads are 3 C numbers in a row, and those of the next pixel
 // start C further on: rows of pixels with a border of zeros are matrices already, and nothing is rearranged.
-#include "common.h"
+#include "dense_rows.h"
 
 namespace {
 
 typedef Float::Vector V;
 constexpr long L = Float::lanes;
-constexpr long kWidth = 2 * L;   // outputs at once
+constexpr long kWidth = kDenseWidth;
 constexpr long kRows = 6;        // pixels (or weights of the gradient) at once: their sums fill the registers
 constexpr long kBand = 8;        // rows of pixels in one unit of work
 
@@ -67,16 +67,8 @@ void forward(const Shape& s, const float* x, const float* weight, const float* b
             }
             const float* w = packed + panel * 3 * reads * kWidth;
             for (long ky = 0; ky < 3; ky++) {
-              const float* from = band + (y + ky) * pitch + first * s.channels;
-              for (long i = 0; i < reads; i++, w += kWidth) {
-                const V left = load<Float>(w), right = load<Float>(w + L);
-#pragma GCC unroll 6
-                for (long r = 0; r < kRows; r++) {
-                  const V value = splat<Float>(from[r * s.channels + i]);
-                  sums[r][0] = multiply_add(value, left, sums[r][0]);
-                  sums[r][1] = multiply_add(value, right, sums[r][1]);
-                }
-              }
+              add_products<kRows>(sums, band + (y + ky) * pitch + first * s.channels, s.channels, 1, w, kWidth, reads);
+              w += reads * kWidth;
             }
             const long o = panel * kWidth, lanes = minimum(kWidth, s.outputs - o);
             for (long r = 0; r < minimum(kRows, s.width - first); r++) {
@@ -114,18 +106,9 @@ void weight_gradient(const Shape& s, const float* x, const float* grad, float* g
         for (long panel = 0; panel < panels; panel++)
           for (long ky = 0; ky < 3; ky++)
             for (long i0 = 0; i0 < reads; i0 += kRows) {
-              const float* from = band + (y + ky) * pitch + i0;
               V sums[kRows][2] = {};
-              for (long p = 0; p < s.width; p++) {
-                const float* g = gradients + p * panels * kWidth + panel * kWidth;
-                const V left = load<Float>(g), right = load<Float>(g + L);
-#pragma GCC unroll 6
-                for (long r = 0; r < kRows; r++) {
-                  const V value = splat<Float>(from[p * s.channels + r]);
-                  sums[r][0] = multiply_add(value, left, sums[r][0]);
-                  sums[r][1] = multiply_add(value, right, sums[r][1]);
-                }
-              }
+              add_products<kRows>(sums, band + (y + ky) * pitch + i0, 1, s.channels, gradients + panel * kWidth,
+                                  panels * kWidth, s.width);
               for (long r = 0; r < minimum(kRows, reads - i0); r++) {
                 float row_sums[kWidth];
                 memcpy(row_sums, sums[r], sizeof row_sums);

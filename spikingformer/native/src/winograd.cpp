@@ -4,13 +4,13 @@
 //
 // A tile is 2x2 pixels of the result. Of some tiles at a time, the 4x4 pixels around each are transformed (`spread`), the
 // 16 places multiply each their own matrix of transformed weights, and 16 products of a tile give its four pixels (`mix`).
-#include "common.h"
+#include "dense_rows.h"
 
 namespace {
 
 typedef Float::Vector V;
 constexpr long L = Float::lanes;
-constexpr long kWidth = 2 * L;                           // channels of the result at once
+constexpr long kWidth = kDenseWidth;
 constexpr long kRows = SPK_VECTOR_BYTES == 64 ? 12 : 6;  // tiles at once: their sums fill the registers
 constexpr long kTileBytes = 256 * 1024, kMostTiles = 48;  // of a block's transforms (measured, EPYC 7003)
 
@@ -62,15 +62,7 @@ void transform_weights(const Shape& s, const float* weight, float* to, int threa
 // kRows tiles (rows of `from`, `pitch` apart) times one panel of weights.
 SPK_INLINE void multiply(const float* from, long pitch, const float* weights, long inputs, float* to, long to_pitch) {
   V sums[kRows][2] = {};
-  for (long i = 0; i < inputs; i++) {
-    const V left = load<Float>(weights + i * kWidth), right = load<Float>(weights + i * kWidth + L);
-#pragma GCC unroll 12
-    for (long r = 0; r < kRows; r++) {
-      const V value = splat<Float>(from[r * pitch + i]);
-      sums[r][0] = multiply_add(value, left, sums[r][0]);
-      sums[r][1] = multiply_add(value, right, sums[r][1]);
-    }
-  }
+  add_products<kRows>(sums, from, pitch, 1, weights, kWidth, inputs);
 #pragma GCC unroll 12
   for (long r = 0; r < kRows; r++) {
     store<Float>(to + r * to_pitch, sums[r][0]);
