@@ -44,13 +44,8 @@ def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module 
     if bn.running_mean is None or bn.weight is None or bn.bias is None:
         return None
     same_size = conv.kernel_size[0] // 2, conv.kernel_size[1] // 2
-    if (conv.padding_mode, conv.padding, conv.stride, conv.dilation, conv.groups) != (
-        "zeros",
-        same_size,
-        (1, 1),
-        (1, 1),
-        1,
-    ):
+    settings = conv.padding_mode, conv.padding, conv.stride, conv.dilation, conv.groups
+    if settings != ("zeros", same_size, (1, 1), (1, 1), 1):
         return None  # changed by hand
     backend = choose_backend(x)
     if backend == "triton":

@@ -156,6 +156,16 @@ def _bind(isa: str, name: str, signature: str) -> Callable[..., None]:
     return function
 
 
+def serves_float32(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels take these: float32 on the CPU, not traced, not under autocast."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+        and bool(available_isas())
+    )
+
+
 def kernel(name: str, signature: str) -> Callable[..., None]:
     """The C function `name` for the instruction set in use.
 

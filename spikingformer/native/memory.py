@@ -41,8 +41,7 @@ class Reserve:
         """Uninitialised storage of `size` bytes, more than none; None where no block is long enough."""
         pages = (size + _PAGE - 1) // _PAGE * _PAGE
         with self._lock:
-            while self._returned:
-                self._take_back(*self._returned.popleft())
+            self._take_back_returned()
             start = self._take(pages)
         if start is None:
             return None
@@ -53,8 +52,7 @@ class Reserve:
     def free_blocks(self) -> list[tuple[int, int]]:
         """(start, bytes) of every hole."""
         with self._lock:
-            while self._returned:
-                self._take_back(*self._returned.popleft())
+            self._take_back_returned()
             return list(self._free)
 
     def _take(self, size: int) -> int | None:
@@ -63,6 +61,10 @@ class Reserve:
                 self._free[i : i + 1] = [(start + size, length - size)] if length > size else []
                 return start
         return None
+
+    def _take_back_returned(self) -> None:
+        while self._returned:
+            self._take_back(*self._returned.popleft())
 
     def _take_back(self, start: int, size: int) -> None:
         i = bisect.bisect(self._free, (start,))
@@ -99,7 +101,8 @@ def _start_again() -> None:
     process_reserve = _make_reserve()
 
 
-os.register_at_fork(after_in_child=_start_again)
+if process_reserve is not None:  # elsewhere there may be no fork to register for
+    os.register_at_fork(after_in_child=_start_again)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:

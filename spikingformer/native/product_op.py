@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .library import available_isas, current_isa, kernel, threads
+from .library import current_isa, kernel, serves_float32, threads
 from .memory import empty
 
 MAX_CHANNELS = 65535  # places of spikes are 16-bit numbers
@@ -207,17 +207,6 @@ class _SpikeProduct(torch.autograd.Function):
         return grad_s, grad_weight, grad_bias
 
 
-def _serves(s: Tensor, weight: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and s.device.type == "cpu"
-        and s.dtype == weight.dtype == torch.float32
-        and weight.shape[1] <= MAX_CHANNELS
-        and not torch.is_autocast_enabled("cpu")
-        and bool(available_isas())
-    )
-
-
 def spike_conv(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution of spikes with kernel 1 or 3, stride 1, same size: F.conv2d's numbers, up to the order of sums.
 
@@ -236,7 +225,7 @@ def spike_conv(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     k = weight.shape[2]
     if k not in (1, 3) or weight.shape[3] != k:
         raise ValueError(f"spike_conv has kernels of 1x1 and 3x3, got {k}x{weight.shape[3]}: use F.conv2d")
-    if not _serves(s, weight):
+    if weight.shape[1] > MAX_CHANNELS or not serves_float32(s, weight):
         return F.conv2d(s, weight, bias, padding=k // 2)
     return _SpikeProduct.apply(s, weight, bias)
 
@@ -252,7 +241,7 @@ def spike_linear(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         raise ValueError(
             f"spikes (..., C) and weight (O, C) must agree, got {tuple(s.shape)} and {tuple(weight.shape)}"
         )
-    if not _serves(s, weight):
+    if weight.shape[1] > MAX_CHANNELS or not serves_float32(s, weight):
         return F.linear(s, weight, bias)
     tokens = s.reshape(-1, s.shape[-1])[:, :, None, None]
     return spike_conv(tokens, weight[:, :, None, None], bias).reshape(*s.shape[:-1], weight.shape[0])

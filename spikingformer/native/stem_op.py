@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
-from .library import available_isas, kernel, threads
+from .library import kernel, serves_float32, threads
 from .memory import empty
 
 
@@ -31,9 +32,7 @@ class _StemConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
+            grad_x = conv2d_input(x.shape, weight, grad, padding=1)
         if ctx.needs_input_grad[1]:
             n, c, h, w = x.shape
             o = weight.shape[0]
@@ -61,12 +60,6 @@ def stem_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"stem_conv takes a bias ({weight.shape[0]},) with this weight, got {tuple(bias.shape)}")
     tensors = [t for t in (x, weight, bias) if t is not None]
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
-        or not x.numel()
-        or not available_isas()
-    ):
+    if not x.numel() or not serves_float32(*tensors):
         return F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
     return _StemConv.apply(x, weight, bias)

@@ -18,12 +18,6 @@ RATES = [pytest.param(0.05, id="lists"), pytest.param(0.5, id="tables")]
 KERNELS = [pytest.param(1, id="1x1"), pytest.param(3, id="3x3")]
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with native.use_isa(request.param):
-        yield request.param
-
-
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request):
     before = torch.get_num_threads()

@@ -9,7 +9,6 @@ from spikingformer.neurons.reference import lif_reference
 from spikingformer.neurons.surrogate import SURROGATES
 
 pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
-ISAS = native.available_isas() or ("none",)
 CONFIGS = {
     "published": LIFConfig(),
     "tau 1.75": LIFConfig(tau=1.75, v_threshold=0.5),
@@ -19,12 +18,6 @@ CONFIGS = {
     "soft, through the reset": LIFConfig(detach_reset=False, v_reset=None),
     "no input decay": LIFConfig(decay_input=False, tau=1.5, surrogate="atan"),
 } | {name: LIFConfig(surrogate=name) for name in SURROGATES}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with native.use_isa(request.param):
-        yield request.param
 
 
 def run(function, x, config, v0, grad_spikes, grad_v):

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import threading
+import weakref
 
 import pytest
 import torch
@@ -48,11 +49,13 @@ def test_a_block_lives_as_long_as_any_view_of_it(reserve):
     assert reserve.free_blocks() == [(0, 8 * MB)]
 
 
-def test_a_tensor_outlives_its_reserve(monkeypatch):
-    monkeypatch.setattr(memory, "process_reserve", Reserve(8 * MB))
-    x = memory.empty((MB,), torch.float32).fill_(1)
-    monkeypatch.setattr(memory, "process_reserve", None)
+def test_a_tensor_outlives_its_reserve():
+    reserve = Reserve(8 * MB)
+    x = torch.empty(0).set_(reserve.storage(4 * MB), 0, (MB,)).fill_(1)
+    gone = weakref.ref(reserve)
+    del reserve
     gc.collect()
+    assert gone() is None
     assert x.sum() == MB
 
 

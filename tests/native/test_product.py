@@ -8,32 +8,17 @@ from spikingformer import native
 from spikingformer.native import product_op
 from spikingformer.native.ops import pack_spikes, spike_conv, spike_linear
 
-pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
-ISAS = native.available_isas() or ("none",)
+pytestmark = [
+    pytest.mark.skipif(not native.status().available, reason=native.status().reason),
+    pytest.mark.usefixtures("poisoned_empty"),
+]
 # float32 sums of up to 9 * 130 terms of size 1 in another order than the dense product's
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-4}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with native.use_isa(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=[1.0, -1.0], ids=["lists", "tables"])
 def gradient_form(request, monkeypatch):
     monkeypatch.setattr(product_op, "GRADIENT_TABLE_RATE", request.param)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch):
-    """Every torch.empty of the ops comes filled with NaN: what a kernel does not write shows."""
-
-    def empty(*args, **kwargs):
-        out = torch.zeros(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-1)
-
-    monkeypatch.setattr(product_op.torch, "empty", empty)
 
 
 def spikes(*shape, rate=0.2, seed=0):

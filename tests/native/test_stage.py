@@ -5,29 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from spikingformer import native
-from spikingformer.native import stage_op
 from spikingformer.native.ops import batch_norm, bn_pool_lif, bn_statistics
 from spikingformer.neurons.config import LIFConfig
 from spikingformer.neurons.reference import lif_reference
 
-pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
-ISAS = native.available_isas() or ("none",)
+pytestmark = [
+    pytest.mark.skipif(not native.status().available, reason=native.status().reason),
+    pytest.mark.usefixtures("poisoned_empty"),
+]
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-11}, torch.float32: {"rtol": 1e-3, "atol": 1e-4}}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with native.use_isa(request.param):
-        yield request.param
-
-
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch):
-    def empty(*args, **kwargs):
-        out = torch.zeros(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(77)
-
-    monkeypatch.setattr(stage_op.torch, "empty", empty)
 
 
 def plain_batch_norm(y, weight, bias, training, repeats, running):

@@ -7,19 +7,10 @@ import torch.nn.functional as F
 from spikingformer import native
 from spikingformer.native.ops import stem_conv
 
-pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
-ISAS = native.available_isas() or ("none",)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with native.use_isa(request.param):
-        yield request.param
-
-
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch):
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: torch.zeros(*a, **k).fill_(float("nan")))
+pytestmark = [
+    pytest.mark.skipif(not native.status().available, reason=native.status().reason),
+    pytest.mark.usefixtures("poisoned_empty"),
+]
 
 
 @pytest.mark.parametrize(
