@@ -52,11 +52,11 @@ struct FixedNeuron {
   static constexpr long states_of_counts = 1;
 };
 
-template <bool standard> struct FloatNeuron {
+template <class N> struct FloatNeuron {  // N: a Neuron<Float>
   typedef float Current;
   static constexpr long lanes = FL;
   typedef Float::Vector State;
-  Neuron<Float, standard> neuron;
+  N neuron;
   float scale;
   SPK_INLINE State rest() const { return splat<Float>(neuron.v_rest); }
   SPK_INLINE Float::Vector get(const float* p, long n) const { return n == FL ? load<Float>(p) : load_part<Float>(p, n); }
@@ -310,11 +310,8 @@ void sum_rows(const In* x, long steps, long images, long tokens, long channels, 
   }
 }
 
-// f(neuron), its flags fixed at compile time where they are the usual ones.
 template <class F> void with_float_neuron(const NeuronArgs& args, float scale, F&& f) {
-  const Neuron<Float> neuron(args);
-  if (neuron.is_standard()) f(FloatNeuron<true>{Neuron<Float, true>(args), scale});
-  else f(FloatNeuron<false>{neuron, scale});
+  with_neuron<Float>(args, [&](auto neuron) { f(FloatNeuron<decltype(neuron)>{neuron, scale}); });
 }
 
 FixedNeuron fixed(int keep, int take, int threshold, int scale) { return {keep, take, threshold, scale}; }

@@ -265,7 +265,8 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
   // A tap reads the channel's bits some tokens further on: those of a chunk are transposed once, with as many blocks before
   // and after as a tap may reach, and shifted for each tap.
   const long reach = g.taps == 9 ? (g.width + 1 + 63) / 64 : 0, span = pitch + 2 * reach;
-  Scratch own_memory((g.channels * span + 1) * sizeof(uint64_t)), tap_memory(rows * pitch * sizeof(uint64_t));
+  Scratch own_memory((g.channels * span + 1) * sizeof(uint64_t));
+  Scratch tap_memory(g.taps == 9 ? rows * pitch * sizeof(uint64_t) : 0);
   uint64_t* own = own_memory.as<uint64_t>();
   uint64_t* columns = g.taps == 9 ? tap_memory.as<uint64_t>() : own;
   // Rows of a tile lie close together here; in `grad` they are far apart, and often in the same sets of the cache.
