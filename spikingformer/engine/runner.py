@@ -50,7 +50,7 @@ class _Packed:
     outputs: int
     channels: int
     taps: int
-    rows: Tensor | None = None  # int8 [outputs, padded][groups of four inputs, padded][4], where shuffles multiply
+    rows: Tensor | None = None  # the weights once more, where byte shuffles multiply
 
 
 def _pack_int8(weight: Tensor) -> Tensor:
@@ -64,19 +64,18 @@ def _pack_int8(weight: Tensor) -> Tensor:
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
 
 
-SHUFFLING = ("avx512", "avx2")  # instruction sets that have src/shuffle_product.h
-
-
-def _pack_rows(weight: Tensor) -> Tensor | None:
-    """int8 (O, C, k, k) to [outputs, padded to 8][groups, padded to 8][4]; group: tap, then four channels."""
-    if current_isa() not in SHUFFLING:
-        return None
+def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor, max_count: int = 1) -> Tensor | None:
+    """int8 (O, C, k, k) as src/shuffle_product.h reads it: bytes, or None where the processor has no such shuffles."""
     o, c, k, _ = weight.shape
-    quads = -(-c // 4)
-    rows = torch.zeros(-(-o // 8) * 8, -(-k * k * quads // 8) * 32, dtype=torch.int8)
-    padded = torch.zeros(o, k * k, quads * 4, dtype=torch.int8)
-    padded[:, :, :c] = weight.reshape(o, c, k * k).transpose(1, 2)
-    rows[:o, : k * k * quads * 4] = padded.flatten(1)
+    by_tap = weight.reshape(o, c, k * k).transpose(1, 2).contiguous()
+    size = torch.zeros(1, dtype=torch.int64)
+    pack = kernel("engine_pack_rows", "pppllllpp")
+    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k, max_count)
+    pack(*shape, None, size.data_ptr())
+    if not size:
+        return None
+    rows = torch.zeros(int(size), dtype=torch.uint8)
+    pack(*shape, rows.data_ptr(), size.data_ptr())
     return rows
 
 
@@ -128,6 +127,7 @@ class Engine:
                 if isinstance(step, Fire | Attention):
                     quantize_neuron(step.lif)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._odd = False  # which of two buffers took the last spikes
 
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
@@ -152,7 +152,9 @@ class Engine:
             packed = (fixed.packed + (1 << shift >> 1)) >> shift
             return _Packed(packed, step.bias.float(), fixed.scale * 2**shift, o, c, k * k)
         q = quantize_product(step)
-        return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight))
+        return _Packed(
+            _pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight, q.scale, q.bias, max_count)
+        )
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         kept = self._buffers.get((name, dtype))
@@ -195,7 +197,8 @@ class Engine:
         current = bits = stream = self._buffer("none", 1, element)
         counts, channels, repeated = self._buffer("none", 1, torch.uint8), 0, False
         added = 0  # how often spikes were added to the counts: their largest value
-        for step in self.program.steps:
+        fused = False
+        for step, after in zip(self.program.steps, (*self.program.steps[1:], None), strict=True):
             tokens = steps * batch * height * width
             if isinstance(step, Product):
                 p = self._packed[step.name]
@@ -210,17 +213,25 @@ class Engine:
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
                     max(added, 1), threads, None if p.rows is None else p.rows.data_ptr(),
                 )  # fmt: skip
-                kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
+                fused = self.integer and isinstance(after, Fire) and after.pool != "cml"
+                if fused:
+                    bits = self._product_fire(args, after, steps, step.into != "current")
+                else:
+                    kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
                 if step.into == "current":
                     current = out
                 else:
                     stream = out
             elif isinstance(step, Fire):
                 source = stream if step.source == "stream" else current
-                halved = (-(-height // 2), -(-width // 2)) if step.pool else (height, width)
-                bits = self._fire(step, source, repeated, steps, batch, height, width, channels, threads)
-                repeated = False
-                height, width = halved
+                shape = (steps, batch, height, width, channels)
+                if not fused:
+                    bits = self._fire(step, source, repeated, *shape, threads)
+                if step.pool == "sps":
+                    bits = self._pool(bits, *shape, threads)
+                if step.pool:
+                    height, width = -(-height // 2), -(-width // 2)
+                fused = repeated = False
             elif isinstance(step, Attention):
                 channels //= 3
                 out = self._buffer("attention", tokens * _words(channels), torch.int64)
@@ -234,6 +245,20 @@ class Engine:
                 )
                 added = 1 if step.replace else added + 1
         return self._head(counts if self.program.counts else stream, steps, batch, height * width, threads)
+
+    def _bits(self, size: int) -> Tensor:
+        """A buffer of spikes that is not the last one: a product may still read that."""
+        self._odd = not self._odd
+        return self._buffer(f"bits {self._odd}", size, torch.int64)
+
+    def _product_fire(self, args: _ProductArgs, fire: Fire, steps: int, keep_currents: bool) -> Tensor:
+        """The spikes of neurons on a product's currents, in one call."""
+        out = self._bits(args.images * args.height * args.width * _words(args.outputs))
+        n = quantize_neuron(fire.lif)
+        kernel("engine_product_fire_i8", "pliiiip")(
+            ctypes.addressof(args), steps, int(keep_currents), n.keep, n.take, n.threshold, out.data_ptr()
+        )
+        return out
 
     def _stem(self, x: Tensor, p: _Packed) -> Tensor:
         images = x if x.ndim == 4 else x.transpose(0, 1).flatten(0, 1)
@@ -264,7 +289,7 @@ class Engine:
         pool = step.pool == "cml"
         rows, columns = (-(-height // 2), -(-width // 2)) if pool else (height, width)
         words = _words(channels)
-        out = self._buffer("bits", steps * batch * rows * columns * words, torch.int64)
+        out = self._bits(steps * batch * rows * columns * words)
         shape = (int(repeated), steps, batch, height, width, channels, int(pool))
         if self.integer:
             n = quantize_neuron(step.lif)
@@ -276,11 +301,15 @@ class Engine:
             kernel("engine_fire_f32", "pilllllippi")(
                 source.data_ptr(), *shape, ctypes.addressof(neuron), out.data_ptr(), threads
             )
-        if step.pool != "sps":
-            return out
-        pooled = self._buffer("pooled", steps * batch * -(-height // 2) * -(-width // 2) * words, torch.int64)
+        return out
+
+    def _pool(
+        self, bits: Tensor, steps: int, batch: int, height: int, width: int, channels: int, threads: int
+    ) -> Tensor:
+        words = _words(channels)
+        pooled = self._bits(steps * batch * -(-height // 2) * -(-width // 2) * words)
         kernel("engine_pool_bits", "pllllpi")(
-            out.data_ptr(), steps * batch, height, width, words, pooled.data_ptr(), threads
+            bits.data_ptr(), steps * batch, height, width, words, pooled.data_ptr(), threads
         )
         return pooled
 

@@ -13,6 +13,14 @@ def isa(request):
         yield request.param
 
 
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def poisoned_empty(monkeypatch):
     """Every torch.empty of the ops comes filled with NaN or the like: what a kernel does not write shows."""

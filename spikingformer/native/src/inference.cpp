@@ -104,6 +104,16 @@ SPK_INLINE void fire_word(const N& neuron, const typename N::Current* x, long he
   }
 }
 
+template <bool pool, class N>
+SPK_INLINE void fire_pixel(const N& neuron, const typename N::Current* x, long here, long stride_t, long steps,
+                           const Window& window, uint64_t* bits, long bit_stride) {
+  with_vectors<64 / N::lanes>((here + N::lanes - 1) / N::lanes, [&](auto groups) {
+    if (here % N::lanes == 0)
+      fire_word<N, groups.value, true, pool>(neuron, x, here, stride_t, steps, window, bits, bit_stride);
+    else fire_word<N, groups.value, false, pool>(neuron, x, here, stride_t, steps, window, bits, bit_stride);
+  });
+}
+
 // Currents [steps_in (1 or steps)][images][H][W][C] to bits [steps][images][H'][W'][words]; pool: 3x3, stride 2, first.
 template <bool pool, class N>
 void fire(const N& neuron, const typename N::Current* x, bool repeated, long steps, long images, long height, long width,
@@ -121,15 +131,50 @@ void fire(const N& neuron, const typename N::Current* x, bool repeated, long ste
     const typename N::Current* from = x + ((image * height + y0) * width + x0) * channels;
     for (long w = 0; w < words; w++) {
       const long here = minimum(64, channels - w * 64);
-      uint64_t* to = bits + m * words + w;
-      with_vectors<64 / N::lanes>((here + N::lanes - 1) / N::lanes, [&](auto groups) {
-        if (here % N::lanes == 0)
-          fire_word<N, groups.value, true, pool>(local, from + w * 64, here, stride_t, steps, window, to, pixels * words);
-        else
-          fire_word<N, groups.value, false, pool>(local, from + w * 64, here, stride_t, steps, window, to, pixels * words);
-      });
+      fire_pixel<pool>(local, from + w * 64, here, stride_t, steps, window, bits + m * words + w, pixels * words);
     }
   }
+}
+
+// A product and the neurons that read its currents, chunk by chunk of pixels over all time steps, so that currents are
+// fired while they are in the cache. `keep`: a.out takes them too (the residual stream); else it is scratch at best.
+template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
+  const long images = a.images / steps, total = images * a.height * a.width, words = words_of(a.outputs);
+#ifdef SPK_HAS_SHUFFLE
+  const BitPlanes planes(a, a.rows != nullptr);
+  const ListBlocks blocks(product_tiles(a.outputs, SL), a.channels, a.taps);
+  if (total && a.rows && many_fire(a, blocks, planes.bits, planes.count, 0, steps * total)) {
+    const long usual = shuffled_chunk(a), least = (steps * total + usual - 1) / usual;
+    const long size = round_up((total + least - 1) / least, kUnit), chunks = (total + size - 1) / size;
+    const long groups = maximum(1, minimum(words, (4 * a.threads + chunks - 1) / chunks));
+#pragma omp parallel num_threads(a.threads)
+    {
+      const N local = neuron;
+      ShuffleChunk shuffle(a, planes.count, steps * size);
+      Scratch currents(keep ? 0 : steps * size * 64 * sizeof(int16_t));
+      const long stride = keep ? a.outputs : 64, stride_t = keep ? total * a.outputs : size * 64;
+      long filled = -1;
+#pragma omp for schedule(dynamic)
+      for (long item = 0; item < chunks * groups; item++) {
+        const long c = item / groups, group = item % groups;
+        const Pixels pixels{c * size, minimum(total, (c + 1) * size), steps, total};
+        if (c != filled) shuffle.fill(planes.bits, pixels);
+        filled = c;
+        for (long w = words * group / groups; w < words * (group + 1) / groups; w++) {
+          const long first = w * 64, here = minimum(64, a.outputs - first);
+          int16_t* out = keep ? (int16_t*)a.out + pixels.begin * a.outputs + first : currents.as<int16_t>();
+          shuffle.multiply(pixels, first, first + here, out, stride_t, stride, a.accumulate);
+          for (long m = pixels.begin; m < pixels.end; m++)
+            fire_pixel<false>(local, out + (m - pixels.begin) * stride, here, stride_t, steps, {}, bits + m * words + w,
+                              total * words);
+        }
+      }
+    }
+    return;
+  }
+#endif
+  product<true>(a);
+  fire<false>(neuron, (const int16_t*)a.out, false, steps, images, a.height, a.width, a.outputs, bits, a.threads);
 }
 
 // Max-pool of spikes: OR over 3x3 windows, stride 2.
@@ -194,8 +239,7 @@ void attention(const N& neuron, const uint64_t* qkv, long steps, long images, lo
             for (long q0 = 0; q0 < d; q0 += 64) {
               uint64_t q = cut(row, head * d + q0, minimum(64, d - q0));
               while (q) {
-                Short next = sum + kv[(q0 + __builtin_ctzll(q)) * vectors + j];
-                sum = select_short(next < sum, splat_short(32767), next);  // both terms >= 0: smaller means wrapped
+                sum = add_saturated(sum, kv[(q0 + __builtin_ctzll(q)) * vectors + j]);
                 q &= q - 1;
               }
             }
@@ -347,8 +391,25 @@ SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, l
 }
 SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args); }
 SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
+// The product, then neurons without pooling on its currents (with `accumulate`, on a.out) over `steps` time steps.
+SPK_EXPORT(engine_product_fire_i8)(const ProductArgs* args, long steps, int keep_currents, int keep, int take, int threshold,
+                                   uint64_t* bits) {
+  product_fire(*args, fixed(keep, take, threshold, 1), steps, keep_currents, bits);
+}
 // *width = outputs of a tile of packed int8 weights
 SPK_EXPORT(engine_tile_width)(long outputs, int64_t* width) { *width = product_tiles(outputs, SL).width(); }
+// The weights (int8 [outputs][taps][channels]) as byte shuffles read them; *bytes = their size, 0 where there are none.
+// rows: null to ask for the size alone.
+SPK_EXPORT(engine_pack_rows)(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels,
+                             long taps, long max_count, void* rows, int64_t* bytes) {
+#ifdef SPK_HAS_SHUFFLE
+  const PackedRows packed(rows, Segments(channels, taps), outputs);
+  *bytes = packed.bytes;
+  if (rows) pack_rows(weight, scale, bias, outputs, channels, taps, max_count, packed);
+#else
+  *bytes = 0;
+#endif
+}
 SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
                               long height, long width, long channels, long outputs, long padded, int16_t* out,
                               int threads) {

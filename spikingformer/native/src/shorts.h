@@ -55,6 +55,19 @@ SPK_INLINE Short join(Int a, Int b) {  // both within int16
 }
 SPK_INLINE Short select_short(Short mask, Short a, Short b) { return (mask & a) | (~mask & b); }
 SPK_INLINE Short max_short(Short a, Short b) { return select_short(a > b, a, b); }
+// Of two terms >= 0, at most 2^15 - 1.
+SPK_INLINE Short add_saturated(Short a, Short b) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  return (Short)_mm512_adds_epi16((__m512i)a, (__m512i)b);
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Short)_mm256_adds_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (Short)_mm_adds_epi16((__m128i)a, (__m128i)b);
+#else
+  Short sum = a + b;
+  return select_short(sum < a, splat_short(32767), sum);
+#endif
+}
 SPK_INLINE Int clamp_int(Int v, int lowest, int highest) {
   Int a = lowest - (Int){}, b = highest - (Int){};
   v = (v < a) ? a : v;

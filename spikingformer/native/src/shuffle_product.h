@@ -1,16 +1,17 @@
 // The integer product by byte shuffles, where the processor has them (AVX2, AVX-512): the same time at any firing rate.
 //
 // Lanes are tokens. Four spikes of a token make an index 0..15; for each output and group of four inputs, the sums of all
-// 16 subsets of the four weights are a table that one shuffle looks up for 32 or 64 tokens at once. A sum of four int8
-// weights, shifted to be positive, has ten bits: five go into one table of bytes, five into another, so that bytes hold
-// the sums of eight groups before they are widened. Nothing saturates; every sum is exact.
-//
-// Weights are rows [outputs padded to 8][groups padded to 8][4], group = tap * ceil(C / 4) + channel / 4.
+// 16 subsets of the four weights are a table that one shuffle looks up for 32 or 64 tokens at once. Tables hold a sum
+// less its smallest, 0 to the weights' absolute sum. Where that is below 256 for two groups together, their two bytes are
+// added before they are widened to 16 bits; where it is for one, a byte is widened alone; where not, the sum's lower four
+// bits and the rest go into two tables of bytes. Groups of an output are sorted so that most find a partner. Nothing
+// saturates; every sum is exact.
 #pragma once
 #include "product_args.h"
 
 #if (SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)) || (SPK_VECTOR_BYTES == 32 && defined(__AVX2__))
 #define SPK_HAS_SHUFFLE 1
+#include <algorithm>
 
 namespace {
 
@@ -22,13 +23,16 @@ SPK_INLINE ByteVector load_table(const uint8_t* p) { return _mm512_broadcast_i32
 SPK_INLINE ByteVector look_up(ByteVector table, ByteVector index) { return _mm512_shuffle_epi8(table, index); }
 SPK_INLINE ByteVector add_bytes(ByteVector a, ByteVector b) { return _mm512_add_epi8(a, b); }
 SPK_INLINE ByteVector add_shorts(ByteVector a, ByteVector b) { return _mm512_add_epi16(a, b); }
+SPK_INLINE ByteVector subtract_shorts(ByteVector a, ByteVector b) { return _mm512_sub_epi16(a, b); }
 SPK_INLINE ByteVector set_shorts(int v) { return _mm512_set1_epi16((short)v); }
-// low + 32 * high as int16, of the lower and upper eight bytes of each 16
-SPK_INLINE ByteVector combine_low(ByteVector low, ByteVector high) {
-  return _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low, high), _mm512_set1_epi16(32 << 8 | 1));
+template <int bits> SPK_INLINE ByteVector shift_left(ByteVector v) { return _mm512_slli_epi16(v, bits); }
+// The odd bytes times `factor`, in 16 bits: a multiplication, since shifts share the shuffles' ports.
+SPK_INLINE ByteVector odd_bytes(ByteVector v, int factor) {
+  return _mm512_maddubs_epi16(v, _mm512_set1_epi16((short)(factor << 8)));
 }
-SPK_INLINE ByteVector combine_high(ByteVector low, ByteVector high) {
-  return _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low, high), _mm512_set1_epi16(32 << 8 | 1));
+// Sixteen shorts of tokens in order: `part` 0 or 1 of the even lanes' or of the odd lanes' 32.
+SPK_INLINE __m256i part_of(ByteVector v, int part) {
+  return part ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v);
 }
 #else
 typedef __m256i ByteVector;
@@ -38,30 +42,147 @@ SPK_INLINE ByteVector load_table(const uint8_t* p) { return _mm256_broadcastsi12
 SPK_INLINE ByteVector look_up(ByteVector table, ByteVector index) { return _mm256_shuffle_epi8(table, index); }
 SPK_INLINE ByteVector add_bytes(ByteVector a, ByteVector b) { return _mm256_add_epi8(a, b); }
 SPK_INLINE ByteVector add_shorts(ByteVector a, ByteVector b) { return _mm256_add_epi16(a, b); }
+SPK_INLINE ByteVector subtract_shorts(ByteVector a, ByteVector b) { return _mm256_sub_epi16(a, b); }
 SPK_INLINE ByteVector set_shorts(int v) { return _mm256_set1_epi16((short)v); }
-SPK_INLINE ByteVector combine_low(ByteVector low, ByteVector high) {
-  return _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low, high), _mm256_set1_epi16(32 << 8 | 1));
+template <int bits> SPK_INLINE ByteVector shift_left(ByteVector v) { return _mm256_slli_epi16(v, bits); }
+// The odd bytes times `factor`, in 16 bits: a multiplication, since shifts share the shuffles' ports.
+SPK_INLINE ByteVector odd_bytes(ByteVector v, int factor) {
+  return _mm256_maddubs_epi16(v, _mm256_set1_epi16((short)(factor << 8)));
 }
-SPK_INLINE ByteVector combine_high(ByteVector low, ByteVector high) {
-  return _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low, high), _mm256_set1_epi16(32 << 8 | 1));
-}
+SPK_INLINE __m256i part_of(ByteVector v, int) { return v; }
 #endif
 
 constexpr long kLanes = SPK_VECTOR_BYTES;    // tokens in a vector of bytes
-constexpr long kBlockTokens = 2 * kLanes;    // tokens whose sums are held in registers
-constexpr long kByteGroups = 8;              // 8 * 31 < 2^8: groups that a byte holds
-constexpr long kSegmentGroups = 64;          // 64 * 4 * 127 < 2^15: groups that an int16 holds
-constexpr long kTileOutputs = 8;             // whose tables fit the first-level cache
+constexpr long kVectors = 4;                 // whose sums are held in registers
+constexpr long kBlockTokens = kVectors * kLanes;
+constexpr long kPair = 32;                   // two units of 16 tokens, in the even and in the odd bytes
+constexpr long kUnit = 16;
+constexpr long kSegmentGroups = 128;         // 128 * 4 * 127 < 2^16; their indices and tables fit the first-level cache
+constexpr long kHeld = 8;                    // 8 * 31 < 2^8: groups whose lower or upper parts a byte holds
+constexpr long kPairGrain = 4;
+constexpr long kTileOutputs = 8;             // that are turned to rows of tokens together
+constexpr long kTableOutputs = 4;            // whose tables fit the cache
 constexpr long kLineOutputs = 32;            // int16 in a line of the cache: a token's are written together
-constexpr long kTableBytes = 32;  // of one group and output: 16 low parts, 16 high parts
+constexpr long kMaxTable = 32;               // bytes of a group and output
 
 SPK_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
-SPK_INLINE long groups_of(const ProductArgs& a) { return round_up(a.taps * ((a.channels + 3) / 4), kByteGroups); }
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// Groups of four inputs: tap * ceil(C / 4) + channel / 4, cut into segments of one size; groups past the last one have
+// weights of zero.
+struct Segments {
+  long groups, count, size;
+  Segments(long channels, long taps)
+      : groups(taps * ((channels + 3) / 4)), count((groups + kSegmentGroups - 1) / kSegmentGroups),
+        size((groups + count - 1) / count) {}
+  long padded() const { return count * size; }
+};
+
+// How the groups of an output and segment are added: first pairs, then single ones, then those of two tables.
+struct RowPlan {
+  int32_t smallest;  // the sum of the negative weights
+  uint16_t pairs, singles;
+};
+
+// The weights once more: a header; plans [outputs, padded to tiles][segments]; groups in the order of their plan,
+// [outputs, padded][segments][size][4] and their places within the segment [outputs, padded][segments][size].
+struct PackedRows {
+  int32_t* narrow;  // whether all sums fit int16 and all currents int32
+  RowPlan* plans;
+  int8_t* weights;
+  uint8_t* places;
+  long bytes;
+  PackedRows(void* memory, const Segments& s, long outputs) {
+    const long padded = round_up(outputs, kTileOutputs);
+    uint8_t* at = (uint8_t*)memory;
+    narrow = (int32_t*)at;
+    plans = (RowPlan*)(at + 16);
+    weights = (int8_t*)(plans + padded * s.count);
+    places = (uint8_t*)(weights + padded * s.padded() * 4 + kPair);
+    bytes = (long)(places + padded * s.padded() + kPair - at);
+  }
+};
+
+struct WeightGroup {
+  int size;  // the absolute sum
+  uint8_t place;
+  int8_t weights[4];
+};
+
+// The order of a segment's groups: the largest with the smallest, or alone; those of nine bits at the end, with as many
+// others as fill their last byte; pairs in so many that loops of other outputs are often as long. Where that promises nothing over two tables for all, two tables for all: loops of a
+// length that the processor can foresee.
+RowPlan plan_groups(WeightGroup* groups, long n, const WeightGroup** order) {
+  std::stable_sort(groups, groups + n, [](const WeightGroup& a, const WeightGroup& b) { return a.size < b.size; });
+  long end = n;
+  while (end && groups[end - 1].size > 255) end--;
+  end = maximum(0, n - round_up(n - end, kHeld));
+  long pairs = 0, singles = 0, left = 0, right = end - 1;
+  const WeightGroup* alone[kSegmentGroups];
+  for (; left < right; right--) {
+    if (groups[left].size + groups[right].size <= 255) {
+      order[2 * pairs] = groups + left++;
+      order[2 * pairs++ + 1] = groups + right;
+    } else {
+      alone[singles++] = groups + right;
+    }
+  }
+  if (left == right) alone[singles++] = groups + left;
+  while (pairs % kPairGrain) {
+    alone[singles++] = order[2 * --pairs];
+    alone[singles++] = order[2 * pairs + 1];
+  }
+  // Measured cycles a group and vector (EPYC 7003), and three loops that end unforeseen.
+  if (2 * pairs * 1.1 + singles * 1.3 + (n - end) * 1.65 + 12 > n * 1.65) pairs = singles = end = 0;
+  for (long i = 0; i < singles; i++) order[2 * pairs + i] = alone[i];
+  for (long i = end; i < n; i++) order[i] = groups + i;
+  return {0, (uint16_t)pairs, (uint16_t)singles};
+}
+
+// weight: int8 [outputs][taps][channels]
+void pack_rows(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels, long taps,
+               long max_count, const PackedRows& rows) {
+  const Segments s(channels, taps);
+  const long quads = (channels + 3) / 4;
+  bool narrow = true;
+  for (long o = 0; o < outputs; o++) {
+    long positive = 0, negative = 0;
+    for (long part = 0; part < s.count; part++) {
+      WeightGroup groups[kSegmentGroups];
+      const WeightGroup* order[kSegmentGroups];
+      long smallest = 0;
+      for (long i = 0; i < s.size; i++) {
+        const long g = part * s.size + i, tap = g / quads, c0 = g % quads * 4;
+        groups[i] = {0, (uint8_t)i, {0, 0, 0, 0}};
+        for (long j = 0; g < s.groups && j < minimum(4, channels - c0); j++) {
+          const int w = weight[(o * taps + tap) * channels + c0 + j];
+          groups[i].weights[j] = (int8_t)w;
+          groups[i].size += w < 0 ? -w : w;
+          (w < 0 ? smallest : positive) += w;
+        }
+      }
+      negative += smallest;
+      RowPlan& plan = rows.plans[o * s.count + part];
+      plan = plan_groups(groups, s.size, order);
+      plan.smallest = (int32_t)smallest;
+      for (long i = 0; i < s.size; i++) {
+        const long at = (o * s.count + part) * s.size + i;
+        memcpy(rows.weights + at * 4, order[i]->weights, 4);
+        rows.places[at] = order[i]->place;
+      }
+    }
+    const double largest = (double)max_count * (double)maximum(positive, -negative);
+    const double current = largest * scale[o] + (bias[o] < 0 ? -bias[o] : bias[o]);
+    narrow = narrow && largest <= 32767 && current < 1e9;
+  }
+  *rows.narrow = narrow;
+}
 
 // ---- spikes to indices ----------------------------------------------------------------------------------------------
 
-// 16 tokens' words (64 channels) to 16 rows of nibbles, one row a group of four channels, `groups` of them.
-SPK_INLINE void nibble_rows(const uint64_t* words, uint8_t* index, long groups) {
+// 16 tokens' words (64 channels) to 16 rows of nibbles, one row a group of four channels.
+SPK_INLINE void nibble_rows(const uint64_t* words, __m128i* rows) {
   __m128i a[8], b[8];
   for (int i = 0; i < 8; i++)
     a[i] = _mm_unpacklo_epi8(_mm_loadl_epi64((const __m128i*)(words + i)), _mm_loadl_epi64((const __m128i*)(words + i + 8)));
@@ -80,39 +201,70 @@ SPK_INLINE void nibble_rows(const uint64_t* words, uint8_t* index, long groups) 
   }
   const __m128i fifteen = _mm_set1_epi8(15);
   for (int i = 0; i < 8; i++) {
-    if (2 * i < groups) _mm_storeu_si128((__m128i*)(index + 2 * i * kBlockTokens), _mm_and_si128(b[i], fifteen));
-    if (2 * i + 1 < groups)
-      _mm_storeu_si128((__m128i*)(index + (2 * i + 1) * kBlockTokens), _mm_and_si128(_mm_srli_epi16(b[i], 4), fifteen));
+    rows[2 * i] = _mm_and_si128(b[i], fifteen);
+    rows[2 * i + 1] = _mm_and_si128(_mm_srli_epi16(b[i], 4), fifteen);
   }
 }
 
-// The tokens [begin, end) of a chunk: index [blocks][groups][kBlockTokens], zeros past the last token and outside the
-// picture. `bits` are a.input, or one plane of its counts.
-void fill_index(const ProductArgs& a, const uint64_t* bits, long begin, long end, int32_t* sources, uint8_t* index) {
-  const long words = words_of(a.channels), tap_groups = (a.channels + 3) / 4, count = end - begin;
-  const long groups = groups_of(a), used = a.taps * tap_groups, all = round_up(count, kBlockTokens);
-  for (long tap = 0; tap < a.taps; tap++) {
-    const long dy = a.taps == 9 ? tap / 3 - 1 : 0, dx = a.taps == 9 ? tap % 3 - 1 : 0;
-    long x = begin % a.width, y = begin / a.width % a.height;
-    for (long i = 0; i < all; i++) {
-      const bool inside = i < count && (unsigned long)(y + dy) < (unsigned long)a.height &&
-                          (unsigned long)(x + dx) < (unsigned long)a.width;
-      sources[i] = inside ? (int32_t)(begin + i + dy * a.width + dx) : -1;
-      if (++x == a.width) {
-        x = 0;
-        if (++y == a.height) y = 0;
+// The pixels [begin, end) of all images at each of `steps` time steps, in units of 16: unit = t * units + i.
+struct Pixels {
+  long begin, end, steps, total;  // total: pixels of a time step
+  long units() const { return (end - begin + kUnit - 1) / kUnit; }
+  long tokens() const { return steps * units() * kUnit; }
+  long first(long unit) const { return begin + unit % units() * kUnit; }  // its first pixel
+  long step(long unit) const { return unit / units(); }
+  long count(long unit) const { return minimum(kUnit, end - first(unit)); }
+};
+
+// sources[i] = the token that a unit's token i reads through a tap, or -1
+SPK_INLINE void find_sources(const ProductArgs& a, const Pixels& p, long unit, long dy, long dx, int32_t* sources) {
+  const long first = p.first(unit), count = p.count(unit), base = p.step(unit) * p.total + dy * a.width + dx;
+  long x = first % a.width, y = first / a.width % a.height;
+  for (long i = 0; i < kUnit; i++) {
+    const bool inside = i < count && (unsigned long)(y + dy) < (unsigned long)a.height &&
+                        (unsigned long)(x + dx) < (unsigned long)a.width;
+    sources[i] = inside ? (int32_t)(base + first + i) : -1;
+    if (++x == a.width) {
+      x = 0;
+      if (++y == a.height) y = 0;
+    }
+  }
+}
+
+// index [blocks][groups][kBlockTokens], two units interleaved; zeros past the last token and outside the picture.
+// `bits` are a.input, or one plane of its counts.
+void fill_index(const ProductArgs& a, const Pixels& p, const uint64_t* bits, uint8_t* index) {
+  const long words = words_of(a.channels), tap_groups = (a.channels + 3) / 4;
+  const Segments s(a.channels, a.taps);
+  const long groups = s.padded();
+  const long units = p.steps * p.units();
+  for (long unit = 0; unit < round_up(units, kBlockTokens / kUnit); unit += 2) {
+    uint8_t* block = index + unit * kUnit / kBlockTokens * groups * kBlockTokens + unit * kUnit % kBlockTokens;
+    if (unit * kUnit % kBlockTokens == 0)
+      memset(block + s.groups * kBlockTokens, 0, (groups - s.groups) * kBlockTokens);
+    for (long tap = 0; tap < a.taps; tap++) {
+      const long dy = a.taps == 9 ? tap / 3 - 1 : 0, dx = a.taps == 9 ? tap % 3 - 1 : 0;
+      int32_t sources[2][kUnit];
+      for (long half = 0; half < 2; half++) {
+        if (unit + half < units) find_sources(a, p, unit + half, dy, dx, sources[half]);
+        else memset(sources[half], 0xff, sizeof sources[half]);
+      }
+      for (long w = 0; w < words; w++) {
+        __m128i rows[2][16];
+        for (long half = 0; half < 2; half++) {
+          uint64_t square[kUnit];
+          for (long j = 0; j < kUnit; j++)
+            square[j] = sources[half][j] >= 0 ? bits[(long)sources[half][j] * words + w] : 0;
+          nibble_rows(square, rows[half]);
+        }
+        for (long g = 0; g < minimum(16, tap_groups - w * 16); g++) {
+          uint8_t* to = block + (tap * tap_groups + w * 16 + g) * kBlockTokens;
+          _mm_storeu_si128((__m128i*)to, _mm_unpacklo_epi8(rows[0][g], rows[1][g]));
+          _mm_storeu_si128((__m128i*)(to + 16), _mm_unpackhi_epi8(rows[0][g], rows[1][g]));
+        }
       }
     }
-    for (long w = 0; w < words; w++)
-      for (long i = 0; i < all; i += 16) {
-        uint64_t square[16];
-        for (long j = 0; j < 16; j++) square[j] = sources[i + j] >= 0 ? bits[(long)sources[i + j] * words + w] : 0;
-        uint8_t* block = index + i / kBlockTokens * groups * kBlockTokens + i % kBlockTokens;
-        nibble_rows(square, block + (tap * tap_groups + w * 16) * kBlockTokens, tap_groups - w * 16);
-      }
   }
-  for (long i = 0; i < all / kBlockTokens; i++)
-    memset(index + (i * groups + used) * kBlockTokens, 0, (groups - used) * kBlockTokens);
 }
 
 // Bit `plane` of every count, as words like those of spikes.
@@ -137,152 +289,309 @@ void plane_of_counts(const ProductArgs& a, int plane, uint64_t* bits) {
 
 // ---- the product ----------------------------------------------------------------------------------------------------
 
-// Tables [kTileOutputs][groups][kTableBytes] of a segment from rows [kTileOutputs] of `row_bytes`.
-void fill_tables(const int8_t* rows, long row_bytes, long groups, uint8_t* tables) {
-  // Lane k: the bits 0 and 1, and 2 and 3, of k.
-  const __m256i first = _mm256_setr_epi16(0x000, 0x001, 0x100, 0x101, 0x000, 0x001, 0x100, 0x101, 0x000, 0x001, 0x100,
-                                          0x101, 0x000, 0x001, 0x100, 0x101);
-  const __m256i second = _mm256_setr_epi16(0x000, 0x000, 0x000, 0x000, 0x001, 0x001, 0x001, 0x001, 0x100, 0x100, 0x100,
-                                           0x100, 0x101, 0x101, 0x101, 0x101);
-  const __m256i shift = _mm256_set1_epi16(512), low_bits = _mm256_set1_epi16(31);
-  for (long o = 0; o < kTileOutputs; o++)
-    for (long g = 0; g < groups; g++) {
-      int16_t pairs[2];
-      memcpy(pairs, rows + o * row_bytes + g * 4, 4);
-      __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi16(pairs[0])),
-                                      _mm256_maddubs_epi16(second, _mm256_set1_epi16(pairs[1])));
-      sums = _mm256_add_epi16(sums, shift);
-      const __m256i parts = _mm256_packus_epi16(_mm256_and_si256(sums, low_bits), _mm256_srli_epi16(sums, 5));
-      _mm256_store_si256((__m256i*)(tables + (o * groups + g) * kTableBytes), _mm256_permute4x64_epi64(parts, 0xd8));
+// Two groups' sums of subsets less the smallest, byte k of a half for subset k: of the weights 0 and 1, and 2 and 3.
+struct SubsetSums {
+  __m256i pick[4], lowest[2];
+  SubsetSums() {
+    for (int i = 0; i < 4; i++) {
+      alignas(32) int8_t places[32];  // weight i where k has bit i
+      for (int k = 0; k < 32; k++) places[k] = (int8_t)((k >> i & 1) ? i + k / 16 * 4 : -1);
+      pick[i] = _mm256_load_si256((const __m256i*)places);
     }
+    for (int half = 0; half < 2; half++) {
+      alignas(32) int8_t places[32];
+      for (int k = 0; k < 32; k++) places[k] = (int8_t)(half * 2 + k / 16 * 4);
+      lowest[half] = _mm256_load_si256((const __m256i*)places);
+    }
+  }
+  SPK_INLINE void of(const int8_t* weights, __m256i& a, __m256i& b) const {
+    int64_t both;
+    memcpy(&both, weights, 8);
+    const __m256i w = _mm256_set1_epi64x(both);
+    const __m256i negative = _mm256_min_epi8(w, _mm256_setzero_si256());
+    const __m256i smallest = _mm256_maddubs_epi16(_mm256_set1_epi8(1), negative);  // of two weights: a byte, -254 is 2
+    a = _mm256_add_epi8(_mm256_shuffle_epi8(w, pick[0]), _mm256_shuffle_epi8(w, pick[1]));
+    b = _mm256_add_epi8(_mm256_shuffle_epi8(w, pick[2]), _mm256_shuffle_epi8(w, pick[3]));
+    a = _mm256_sub_epi8(a, _mm256_shuffle_epi8(smallest, lowest[0]));
+    b = _mm256_sub_epi8(b, _mm256_shuffle_epi8(smallest, lowest[1]));
+  }
+};
+
+// Tables of groups whose sums have eight bits: 16 bytes each. May write one table too far.
+SPK_INLINE void fill_byte_tables(const int8_t* weights, long groups, uint8_t* tables) {
+  const SubsetSums sums;
+  for (long g = 0; g < groups; g += 2) {
+    __m256i a, b;
+    sums.of(weights + g * 4, a, b);
+    _mm256_storeu_si256((__m256i*)(tables + g * 16), _mm256_add_epi8(a, b));
+  }
 }
 
-// sums[o][token] (+)= (a segment's product << shift) for two outputs and one block of tokens.
-// Never inlined: among other code the compiler keeps the sums in memory.
-__attribute__((noinline)) void shuffle_block(const uint8_t* index, const uint8_t* table, long groups, int shift, bool fresh,
-                              int32_t* sums) {
-  alignas(64) int16_t acc[2][2][2][kLanes / 2];  // [output][vector][lower, upper eight of each 16 tokens]
-  const ByteVector start = set_shorts(-512 * (int)groups);
-  for (int i = 0; i < 8; i++) store_bytes(&acc[0][0][0][0] + i * (kLanes / 2), start);
-  for (long g0 = 0; g0 < groups; g0 += kByteGroups) {
-    ByteVector low[2][2] = {}, high[2][2] = {};
+// Tables of groups whose sums have nine bits, for every two of them: 2 x 16 bytes of the lower four bits, 2 x 16 of the
+// upper five. May write one group too far.
+SPK_INLINE void fill_split_tables(const int8_t* weights, long groups, uint8_t* tables) {
+  const SubsetSums sums;
+  for (long g = 0; g < groups; g += 2) {
+    __m256i a, b;
+    sums.of(weights + g * 4, a, b);
+    const __m256i up = _mm256_avg_epu8(a, b), odd = _mm256_and_si256(_mm256_xor_si256(a, b), _mm256_set1_epi8(1));
+    const __m256i half = _mm256_sub_epi8(up, odd);
+    _mm256_storeu_si256((__m256i*)(tables + g * 32), _mm256_and_si256(_mm256_add_epi8(a, b), _mm256_set1_epi8(15)));
+    _mm256_storeu_si256((__m256i*)(tables + g * 32 + 32),
+                        _mm256_and_si256(_mm256_srli_epi16(half, 3), _mm256_set1_epi8(31)));
+  }
+}
+
+// How one output's sums over a segment are kept: unsigned ones have `smallest` too much.
+struct Keep {
+  int smallest, plane;  // times 2^plane
+  bool fresh;           // or added to what is there
+};
+// A unit's sums modulo 2^16, which the last of them fit.
+SPK_INLINE void keep_unit(__m256i values, const Keep& k, int16_t* sums) {
+  values = _mm256_add_epi16(values, _mm256_set1_epi16((short)k.smallest));
+  if (k.plane) values = _mm256_sll_epi16(values, _mm_cvtsi32_si128(k.plane));
+  if (!k.fresh) values = _mm256_add_epi16(values, _mm256_load_si256((const __m256i*)sums));
+  _mm256_store_si256((__m256i*)sums, values);
+}
+SPK_INLINE void keep_unit(__m256i values, const Keep& k, int32_t* sums) {
+  for (int half = 0; half < 2; half++) {
+    __m256i* to = (__m256i*)sums + half;
+    __m256i wide = _mm256_cvtepu16_epi32(half ? _mm256_extracti128_si256(values, 1) : _mm256_castsi256_si128(values));
+    wide = _mm256_sll_epi32(_mm256_add_epi32(wide, _mm256_set1_epi32(k.smallest)), _mm_cvtsi32_si128(k.plane));
+    _mm256_store_si256(to, k.fresh ? wide : _mm256_add_epi32(wide, _mm256_load_si256(to)));
+  }
+}
+
+// The sums of V vectors of tokens over a segment. In registers: `all` = even + 256 odd, `odd` = odd, of the even and odd
+// bytes. Never inlined: among other code the compiler keeps them in memory.
+template <int V, class Sum>
+__attribute__((noinline)) void add_block(const uint8_t* index, const uint8_t* table, const uint8_t* place, long pairs,
+                                         long singles, long splits, const Keep& k, Sum* sums) {
+  ByteVector all[V], odd[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) all[v] = odd[v] = ByteVector{};  // a loop: GCC fills arrays that start at {} in memory
+  for (; pairs; pairs--, table += 32, place += 2) {
+    const uint8_t *a = index + (unsigned long)place[0] * kBlockTokens, *b = index + (unsigned long)place[1] * kBlockTokens;
+    const ByteVector ta = load_table(table), tb = load_table(table + 16);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const ByteVector x =
+          add_bytes(look_up(ta, load_bytes(a + v * kLanes)), look_up(tb, load_bytes(b + v * kLanes)));
+      all[v] = add_shorts(all[v], x);
+      odd[v] = add_shorts(odd[v], odd_bytes(x, 1));
+      asm("" : "+x"(all[v]), "+x"(odd[v]));  // else the compiler adds in another order and runs out of registers
+    }
+  }
+  for (; singles; singles--, table += 16, place++) {
+    const uint8_t* a = index + (unsigned long)place[0] * kBlockTokens;
+    const ByteVector ta = load_table(table);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const ByteVector x = look_up(ta, load_bytes(a + v * kLanes));
+      all[v] = add_shorts(all[v], x);
+      odd[v] = add_shorts(odd[v], odd_bytes(x, 1));
+      asm("" : "+x"(all[v]), "+x"(odd[v]));  // else the compiler adds in another order and runs out of registers
+    }
+  }
+  while (splits) {
+    ByteVector low[V], high[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) low[v] = ByteVector{};
+    for (int part = 0; part < 2 && splits; part++) {  // 2 * kHeld * 15 < 2^8: a byte holds twice as many lower parts
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) high[v] = ByteVector{};
+      auto add = [&](long g) SPK_INLINE_LAMBDA {
+        const uint8_t *a = index + (unsigned long)place[g] * kBlockTokens, *t = table + g / 2 * 64 + g % 2 * 16;
+        const ByteVector l = load_table(t), h = load_table(t + 32);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+          const ByteVector i = load_bytes(a + v * kLanes);
+          low[v] = add_bytes(low[v], look_up(l, i));
+          high[v] = add_bytes(high[v], look_up(h, i));
+          asm("" : "+x"(low[v]), "+x"(high[v]));
+        }
+      };
+      const long here = minimum(splits, kHeld);
+      if (here == kHeld) {
 #pragma GCC unroll 8
-    for (long g = g0; g < g0 + kByteGroups; g++) {
-      const ByteVector i0 = load_bytes(index + g * kBlockTokens), i1 = load_bytes(index + g * kBlockTokens + kLanes);
-#pragma GCC unroll 2
-      for (int o = 0; o < 2; o++) {
-        const uint8_t* t = table + (o * groups + g) * kTableBytes;
-        const ByteVector l = load_table(t), h = load_table(t + 16);
-        low[o][0] = add_bytes(low[o][0], look_up(l, i0));
-        high[o][0] = add_bytes(high[o][0], look_up(h, i0));
-        low[o][1] = add_bytes(low[o][1], look_up(l, i1));
-        high[o][1] = add_bytes(high[o][1], look_up(h, i1));
-        // The compiler would add in trees, over all groups at once, and run out of registers.
-        asm("" : "+x"(low[o][0]), "+x"(high[o][0]), "+x"(low[o][1]), "+x"(high[o][1]));
+        for (long g = 0; g < kHeld; g++) add(g);
+      } else {
+        for (long g = 0; g < here; g++) add(g);
+      }
+      splits -= here, table += here * 32, place += here;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        all[v] = add_shorts(all[v], shift_left<4>(high[v]));
+        odd[v] = add_shorts(odd[v], odd_bytes(high[v], 16));
       }
     }
-#pragma GCC unroll 2
-    for (int o = 0; o < 2; o++)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; v++) {
-        int16_t *p = acc[o][v][0], *q = acc[o][v][1];
-        store_bytes(p, add_shorts(load_bytes(p), combine_low(low[o][v], high[o][v])));
-        store_bytes(q, add_shorts(load_bytes(q), combine_high(low[o][v], high[o][v])));
-      }
-  }
-  for (int o = 0; o < 2; o++)
-    for (long i = 0; i < kBlockTokens; i += 8) {
-      const int16_t* from = &acc[o][i / kLanes][i / 8 % 2][i % kLanes / 16 * 8];
-      __m256i wide = _mm256_slli_epi32(_mm256_cvtepi16_epi32(_mm_load_si128((const __m128i*)from)), shift);
-      __m256i* to = (__m256i*)(sums + o * kBlockTokens + i);
-      if (!fresh) wide = _mm256_add_epi32(wide, _mm256_load_si256(to));
-      _mm256_store_si256(to, wide);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      all[v] = add_shorts(all[v], low[v]);
+      odd[v] = add_shorts(odd[v], odd_bytes(low[v], 1));
     }
-}
-
-// Sums [kTileOutputs][kBlockTokens] of up to eight tokens to currents out[token][column..], rounded and held within int16.
-SPK_INLINE void finish_tokens(const ProductArgs& a, const int32_t* sums, long begin, long count, long column) {
-  const long width = minimum(kTileOutputs, a.outputs - column);
-  float scale[kTileOutputs] = {}, bias[kTileOutputs] = {};
-  memcpy(scale, a.scale + column, width * sizeof(float));
-  memcpy(bias, a.bias + column, width * sizeof(float));
-  const __m256 highest = _mm256_set1_ps(32767.f), lowest = _mm256_set1_ps(-32768.f);
-  __m256i pairs[4];  // of outputs, one dword a token
-  for (int o = 0; o < kTileOutputs; o++) {
-    __m256 y = _mm256_cvtepi32_ps(_mm256_load_si256((const __m256i*)(sums + o * kBlockTokens)));
-    y = _mm256_add_ps(_mm256_mul_ps(y, _mm256_set1_ps(scale[o])), _mm256_set1_ps(bias[o]));
-    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(y, lowest), highest));
-    pairs[o / 2] = o % 2 ? _mm256_blend_epi16(pairs[o / 2], _mm256_slli_epi32(whole, 16), 0xaa) : whole;
   }
-  const __m256i a0 = _mm256_unpacklo_epi32(pairs[0], pairs[1]), a1 = _mm256_unpackhi_epi32(pairs[0], pairs[1]);
-  const __m256i b0 = _mm256_unpacklo_epi32(pairs[2], pairs[3]), b1 = _mm256_unpackhi_epi32(pairs[2], pairs[3]);
-  const __m256i rows[4] = {_mm256_unpacklo_epi64(a0, b0), _mm256_unpackhi_epi64(a0, b0), _mm256_unpacklo_epi64(a1, b1),
-                           _mm256_unpackhi_epi64(a1, b1)};  // tokens 0 and 4, 1 and 5, 2 and 6, 3 and 7
-  for (long j = 0; j < count; j++) {
-    __m128i row = j < 4 ? _mm256_castsi256_si128(rows[j]) : _mm256_extracti128_si256(rows[j - 4], 1);
-    int16_t* o = (int16_t*)a.out + (begin + j) * a.outputs + column;
-    if (width == kTileOutputs) {
-      if (a.accumulate) row = _mm_adds_epi16(row, _mm_loadu_si128((const __m128i*)o));
-      _mm_storeu_si128((__m128i*)o, row);
-    } else {
-      alignas(16) int16_t copy[8] = {};
-      if (a.accumulate) {
-        memcpy(copy, o, width * 2);
-        row = _mm_adds_epi16(row, _mm_load_si128((const __m128i*)copy));
-      }
-      _mm_store_si128((__m128i*)copy, row);
-      memcpy(o, copy, width * 2);
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const ByteVector even = subtract_shorts(all[v], shift_left<8>(odd[v]));
+#pragma GCC unroll 2
+    for (long part = 0; part < kLanes / kPair; part++) {
+      keep_unit(part_of(even, part), k, sums + v * kLanes + part * kPair);
+      keep_unit(part_of(odd[v], part), k, sums + v * kLanes + part * kPair + kUnit);
     }
   }
 }
 
-// What one thread needs for a chunk of up to `tokens`.
+// What one thread needs for a chunk of pixels over all time steps. Sums are [blocks][kLineOutputs][kBlockTokens], int16
+// where they fit, else int32.
 struct ShuffleChunk {
   const ProductArgs& a;
   const int planes;
-  const long groups, capacity;  // tokens
-  Scratch index, sources, tables, sums;
+  const Segments segments;
+  const PackedRows rows;
+  const bool narrow;
+  const long capacity;  // tokens
+  Scratch index, tables, sums;
   ShuffleChunk(const ProductArgs& a, int planes, long tokens)
-      : a(a), planes(planes), groups(groups_of(a)), capacity(round_up(tokens, kBlockTokens)),
-        index(planes * groups * capacity), sources(capacity * sizeof(int32_t)),
-        tables(kTileOutputs * kSegmentGroups * kTableBytes), sums(kLineOutputs * capacity * sizeof(int32_t)) {}
+      : a(a), planes(planes), segments(a.channels, a.taps), rows((void*)a.rows, segments, a.outputs),
+        narrow(tokens && *rows.narrow), capacity(round_up(tokens, kBlockTokens)),
+        index(planes * segments.padded() * capacity), tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable),
+        sums(kLineOutputs * capacity * (narrow ? sizeof(int16_t) : sizeof(int32_t))) {}
 
   // bits: [planes][tokens of the input][words]; plane p counts 2^p.
-  void fill(const uint64_t* bits, long begin, long end) {
+  void fill(const uint64_t* bits, const Pixels& p) {
     const long plane_words = a.images * a.height * a.width * words_of(a.channels);
-    for (int p = 0; p < planes; p++)
-      fill_index(a, bits + p * plane_words, begin, end, sources.as<int32_t>(), index.as<uint8_t>() + p * groups * capacity);
+    for (int plane = 0; plane < planes; plane++)
+      fill_index(a, p, bits + plane * plane_words, index.as<uint8_t>() + plane * segments.padded() * capacity);
   }
 
-  // Outputs [first, last), `first` a multiple of kTileOutputs, of the tokens that were filled in.
-  void multiply(long begin, long end, long first, long last) {
-    const long count = end - begin;
+  // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output
+  // `first` at its start. `first` is a multiple of kTileOutputs.
+  void multiply(const Pixels& p, long first, long last, int16_t* out, long step, long stride, bool accumulate) {
     for (long line = first; line < last; line += kLineOutputs) {
       const long line_end = minimum(last, line + kLineOutputs);
-      for (long column = line; column < line_end; column += kTileOutputs) add_up(count, column, column - line);
-      for (long i = 0; i < count; i += 8)
-        for (long column = line; column < line_end; column += kTileOutputs)
-          finish_tokens(a, place(i, column - line), begin + i, minimum(8, count - i), column);
+      for (long column = line; column < line_end; column += kTileOutputs) add_up(p.tokens(), column, column - line);
+      for (long unit = 0; unit < p.steps * p.units(); unit++) {
+        int16_t* row = out + p.step(unit) * step + (p.first(unit) - p.begin) * stride - first;
+        for (long column = line; column < line_end; column += kTileOutputs) {
+          const long width = minimum(kTileOutputs, last - column), count = p.count(unit);
+          if (width == kTileOutputs)
+            finish<true>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
+          else finish<false>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
+        }
+      }
     }
   }
 
-  // Sums [blocks][kLineOutputs][kBlockTokens].
-  int32_t* place(long token, long output) const {
-    return sums.as<int32_t>() + (token / kBlockTokens * kLineOutputs + output) * kBlockTokens + token % kBlockTokens;
+  long place(long token, long output) const {
+    return (token / kBlockTokens * kLineOutputs + output) * kBlockTokens + token % kBlockTokens;
   }
 
-  void add_up(long count, long column, long output) {
-    const long row_bytes = groups * 4;
-    for (long s = 0; s < groups; s += kSegmentGroups) {
-      const long here = minimum(kSegmentGroups, groups - s);
-      fill_tables((const int8_t*)a.rows + column * row_bytes + s * 4, row_bytes, here, tables.as<uint8_t>());
-      for (long i = 0; i < count; i += kBlockTokens)
-        for (long o = 0; o < kTileOutputs; o += 2)
-          for (int p = 0; p < planes; p++)
-            shuffle_block(index.as<uint8_t>() + (p * capacity + i) * groups + s * kBlockTokens,
-                          tables.as<uint8_t>() + o * here * kTableBytes, here, p, s == 0 && p == 0,
-                          place(i, output + o));
+  // Sums of a tile's outputs from `column` on; `output` is the tile's place in the line.
+  void add_up(long tokens, long column, long output) {
+    const long last = minimum(column + kTileOutputs, a.outputs), table_bytes = (segments.size + 2) * kMaxTable;
+    for (long s = 0; s < segments.count; s++)
+      for (long first = column; first < last; first += kTableOutputs) {
+        const long outputs = minimum(kTableOutputs, last - first);
+        for (long o = 0; o < outputs; o++) {
+          const RowPlan plan = this->plan(first + o, s);
+          const long bytes = 2 * plan.pairs + plan.singles;
+          const int8_t* weights = rows.weights + ((first + o) * segments.count + s) * segments.size * 4;
+          uint8_t* table = tables.as<uint8_t>() + o * table_bytes;
+          fill_byte_tables(weights, bytes, table);
+          fill_split_tables(weights + bytes * 4, segments.size - bytes, table + bytes * 16);
+        }
+        for (long i = 0; i < tokens; i += kBlockTokens)
+          with_vectors<kVectors>((minimum(tokens - i, kBlockTokens) + kLanes - 1) / kLanes, [&](auto v) {
+            for (long o = 0; o < outputs; o++)
+              for (int plane = 0; plane < planes; plane++) {
+                const RowPlan plan = this->plan(first + o, s);
+                const uint8_t* from = index.as<uint8_t>() + (plane * capacity + i) * segments.padded();
+                auto add = [&](auto* sums) SPK_INLINE_LAMBDA {
+                  add_block<v.value>(from + s * segments.size * kBlockTokens, tables.as<uint8_t>() + o * table_bytes,
+                                     rows.places + ((first + o) * segments.count + s) * segments.size, plan.pairs,
+                                     plan.singles, segments.size - 2 * plan.pairs - plan.singles,
+                                     {plan.smallest, plane, s == 0 && plane == 0},
+                                     sums + place(i, output + first - column + o));
+                };
+                if (narrow) add(sums.as<int16_t>());
+                else add(sums.as<int32_t>());
+              }
+          });
+      }
+  }
+
+  RowPlan plan(long output, long segment) const { return rows.plans[output * segments.count + segment]; }
+
+  // Sums of eight of a unit's tokens to whole currents within int32, where need be within int16.
+  SPK_INLINE __m256i currents(long at, __m256 scale, __m256 bias) const {
+    const __m256i whole = narrow ? _mm256_cvtepi16_epi32(_mm_load_si128((const __m128i*)(sums.as<int16_t>() + at)))
+                                 : _mm256_load_si256((const __m256i*)(sums.as<int32_t>() + at));
+    __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale), bias);
+    if (!narrow) y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-32768.f)), _mm256_set1_ps(32767.f));
+    return _mm256_cvtps_epi32(y);
+  }
+
+  // A unit's currents of a tile's outputs, rounded and held within int16, to `count` rows.
+  template <bool whole>
+  SPK_INLINE void finish(long token, long output, long column, long width, int16_t* out, long stride, long count,
+                         bool accumulate) const {
+    __m256i y[8], b[8];
+    const float *scale = a.scale + column, *bias = a.bias + column;
+#pragma GCC unroll 8
+    for (long o = 0; o < 8; o++) {
+      if (!whole && o >= width) {
+        y[o] = _mm256_setzero_si256();
+        continue;
+      }
+      const __m256 s = _mm256_set1_ps(scale[o]), add = _mm256_set1_ps(bias[o]);
+      const long at = place(token, output + o);
+      y[o] = _mm256_packs_epi32(currents(at, s, add), currents(at + 8, s, add));
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      b[2 * i] = _mm256_unpacklo_epi16(y[2 * i], y[2 * i + 1]);
+      b[2 * i + 1] = _mm256_unpackhi_epi16(y[2 * i], y[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const int from = i / 2 * 4 + i % 2;
+      y[2 * i] = _mm256_unpacklo_epi32(b[from], b[from + 2]);
+      y[2 * i + 1] = _mm256_unpackhi_epi32(b[from], b[from + 2]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      b[2 * i] = _mm256_unpacklo_epi64(y[i], y[4 + i]);
+      b[2 * i + 1] = _mm256_unpackhi_epi64(y[i], y[4 + i]);
+    }
+    // The halves that were packed alternate by four: b[i] holds tokens 0..3, 8..11 below and 4..7, 12..15 above.
+    if (whole && count == kUnit) {
+#pragma GCC unroll 16
+      for (long i = 0; i < kUnit; i++) put(out + i * stride, token_of(b, i), kTileOutputs, accumulate);
+    } else {
+      for (long i = 0; i < count; i++) put(out + i * stride, token_of(b, i), width, accumulate);
+    }
+  }
+
+  SPK_INLINE static __m128i token_of(const __m256i* rows, long i) {
+    const __m256i two = rows[i / 8 * 4 + i % 4];
+    return i & 4 ? _mm256_extracti128_si256(two, 1) : _mm256_castsi256_si128(two);
+  }
+
+  SPK_INLINE static void put(int16_t* out, __m128i row, long width, bool accumulate) {
+    if (width == kTileOutputs) {
+      if (accumulate) row = _mm_adds_epi16(row, _mm_loadu_si128((const __m128i*)out));
+      _mm_storeu_si128((__m128i*)out, row);
+      return;
+    }
+    alignas(16) int16_t copy[8] = {};
+    if (accumulate) {
+      memcpy(copy, out, width * 2);
+      row = _mm_adds_epi16(row, _mm_load_si128((const __m128i*)copy));
+    }
+    _mm_store_si128((__m128i*)copy, row);
+    memcpy(out, copy, width * 2);
   }
 };
 
@@ -290,10 +599,13 @@ struct ShuffleChunk {
 #else
 namespace {
 void plane_of_counts(const ProductArgs&, int, uint64_t*) {}
+struct Pixels {
+  long begin, end, steps, total;
+};
 struct ShuffleChunk {  // not here: tables of int16 sums take its place
   ShuffleChunk(const ProductArgs&, int, long) {}
-  void fill(const uint64_t*, long, long) {}
-  void multiply(long, long, long, long) {}
+  void fill(const uint64_t*, const Pixels&) {}
+  void multiply(const Pixels&, long, long, int16_t*, long, long, bool) {}
 };
 }  // namespace
 #endif

@@ -16,6 +16,9 @@ namespace {
 constexpr long kBlockBytes = 48 * 1024;  // of weights or tables: a first-level cache (measured, EPYC 9005)
 constexpr long kBlockVectors = SPK_VECTOR_BYTES == 64 ? 4 : 8;  // sums held in registers
 constexpr long kChunkTokens = 512;
+// Tokens of a chunk for shuffles: more share a table, fewer keep the indices of many inputs in the second-level cache.
+SPK_INLINE long shuffled_chunk(const ProductArgs& a) { return (a.taps * a.channels > 512 ? 2 : 4) * kChunkTokens; }
+constexpr long kChunkGrain = 128;  // tokens that shuffles take at once
 constexpr long kSafeSpikes = 258;  // 258 * 127 < 2^15: that many int8 weights cannot overflow an int16 sum
 
 Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kBlockVectors); }
@@ -419,8 +422,10 @@ template <bool integer> void product(const ProductArgs& a) {
   const ListBlocks b(tiles, a.channels, a.taps);
   const long tokens = a.images * a.height * a.width;
   // A convolution also lists the rows above and below a chunk: several rows at once keep that share small.
-  const long usual = shuffled ? 2 * kChunkTokens : kChunkTokens, most = a.taps == 9 ? maximum(usual, 8 * a.width) : usual;
-  const long chunks = (tokens + most - 1) / most, chunk = (tokens + chunks - 1) / chunks;
+  const long usual = shuffled ? shuffled_chunk(a) : kChunkTokens, most = a.taps == 9 ? maximum(usual, 8 * a.width) : usual;
+  const long least = (tokens + most - 1) / most, even = (tokens + maximum(1, least) - 1) / maximum(1, least);
+  const long chunk = shuffled ? (even + kChunkGrain - 1) / kChunkGrain * kChunkGrain : even;
+  const long chunks = chunk ? (tokens + chunk - 1) / chunk : 0;
   const long reach = a.taps == 9 ? a.width + 1 : 0;
   // Few chunks: several threads share one, so that no thread waits and none walks all weights for a few tokens.
   const long groups = maximum(1, minimum(tiles.count, (4 * a.threads + chunks - 1) / chunks));
@@ -443,11 +448,13 @@ template <bool integer> void product(const ProductArgs& a) {
         listed = c;
         by_tables = many_fire(a, b, planes.bits, planes.count, begin, end);
         if (!by_tables) lists.fill(a, list_first, minimum(tokens, end + reach));
-        else if (shuffled) shuffle.fill(planes.bits, begin, end);
+        else if (shuffled) shuffle.fill(planes.bits, {begin, end, 1, tokens});
       }
       const long tile0 = tiles.count * group / groups, tile1 = tiles.count * (group + 1) / groups;
       if (by_tables && shuffled) {
-        shuffle.multiply(begin, end, tile0 * tiles.width(), minimum(a.outputs, tile1 * tiles.width()));
+        const long first = tile0 * tiles.width();
+        shuffle.multiply({begin, end, 1, tokens}, first, minimum(a.outputs, tile1 * tiles.width()),
+                         (int16_t*)a.out + begin * a.outputs + first, 0, a.outputs, a.accumulate);
         continue;
       }
       const ProductPiece piece{a, b, lists, list_first, begin, end};
