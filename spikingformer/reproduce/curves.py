@@ -4,17 +4,15 @@ import math
 from pathlib import Path
 
 from spikingformer.reproduce.ledger import Row, all_tables, published_curves, published_tables
-from spikingformer.reproduce.legs import epoch_records
 from spikingformer.reproduce.result_files import read_row
 
 Curve = dict[int, float]  # epoch -> top-1 in percent
 FIGURE = "learning_curves.png"
 _AFTER = (10, 50, 100, 200, 300)  # epochs
-_OTHER_RUNS = {"cifar10": (("spikingformer_cml_small_cpu (stopped)", "cifar10_small_cpu"),)}  # folders with metrics
 
 
 def own_curves(results: Path, table: str) -> dict[str, Curve]:
-    """Our curves on a published table's data set: of its rows, of our comparisons, and of single runs."""
+    """Our curves on a published table's data set: of its rows and of our comparisons."""
     curves: dict[str, Curve] = {}
     rows = [row for t in all_tables().values() for row in t.rows if _data_set(row) == table]
     for row in rows:
@@ -22,9 +20,6 @@ def own_curves(results: Path, table: str) -> dict[str, Curve]:
         for run in found.runs if found is not None else ():
             if len(run.curve) == run.epochs:  # evaluated after every epoch
                 curves[f"{row.id}, seed {run.seed}"] = dict(enumerate(run.curve))
-    for name, folder in _OTHER_RUNS.get(table, ()):
-        if records := [r for r in epoch_records(results / folder) if "top1" in r]:
-            curves[name] = {r["epoch"]: r["top1"] for r in records}
     return curves
 
 

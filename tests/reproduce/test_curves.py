@@ -36,7 +36,7 @@ def test_a_run_of_ours_stands_below_the_logs_of_its_data(tmp_path):
 
 
 def test_the_run_on_two_cores_is_there():
-    assert max(own_curves(RESULTS, "cifar10")["spikingformer_cml_small_cpu (stopped)"].values()) == pytest.approx(77.66)
+    assert max(own_curves(RESULTS, "cifar10")["small/cifar10, seed 0"].values()) == pytest.approx(81.08)
 
 
 @pytest.mark.parametrize(
