@@ -61,4 +61,4 @@ def test_the_figure_has_a_line_for_each_curve(tmp_path, monkeypatch):
     path = write_curves_figure(RESULTS, tmp_path)
     assert path.stat().st_size > 20_000
     assert sum(label.endswith(", log") for label in drawn) == len(published_curves())
-    assert "ours: spikingformer_cml_small_cpu (stopped)" in drawn
+    assert "ours: small/cifar10, seed 0" in drawn
