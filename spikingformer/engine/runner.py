@@ -22,7 +22,7 @@ from .fixed_point import (
     quantize_scale,
 )
 from .int8_reference import logits_of
-from .program import AddBits, Attention, Fire, Product, Program, build_program
+from .program import AddBits, Attention, Fire, Product, Program, Step, build_program
 
 FORMS = ("float32", "int8")
 CACHE_BYTES = 26 << 20  # slices of the batch are cut so that their widest currents stay about this small
@@ -213,9 +213,10 @@ class Engine:
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
                     max(added, 1), threads, None if p.rows is None else p.rows.data_ptr(),
                 )  # fmt: skip
-                fused = self.integer and isinstance(after, Fire) and after.pool != "cml"
-                if fused:
-                    bits = self._product_fire(args, after, steps, step.into != "current")
+                neurons = _neurons_of(step, after) if self.integer else None
+                fused = neurons is not None
+                if neurons is not None:
+                    bits = self._product_fire(args, neurons, steps, step.into != "current")
                 else:
                     kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
                 if step.into == "current":
@@ -349,6 +350,12 @@ class Engine:
             return logits_of(self.program, total, tokens).float()
         divisor = torch.arange(1, steps + 1, dtype=torch.float64)[:, None, None] * tokens
         return F.linear(total.double() / divisor, self.program.head_weight, self.program.head_bias).float()
+
+
+def _neurons_of(product: Product, after: Step | None) -> Fire | None:
+    """The neurons that one call with the product fires: those that read its currents, without pooling first."""
+    source = "current" if product.into == "current" else "stream"
+    return after if isinstance(after, Fire) and after.source == source and after.pool != "cml" else None
 
 
 def _float_neuron(steps: int, config: LIFConfig) -> ctypes.Structure:

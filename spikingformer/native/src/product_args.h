@@ -12,7 +12,7 @@ struct ProductArgs {
   void* out;
   int64_t images, height, width, channels, outputs, taps;
   int32_t counts, accumulate, max_count, threads;
-  const void* rows = nullptr;  // integer form: `PackedRows` of shuffle_product.h, or none
+  const void* rows = nullptr;  // integer form: `PackedRows` of shuffle_weights.h, or none
 };
 
 }  // namespace
