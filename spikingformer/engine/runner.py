@@ -197,7 +197,7 @@ class Engine:
         current = bits = stream = self._buffer("none", 1, element)
         counts, channels, repeated = self._buffer("none", 1, torch.uint8), 0, False
         added = 0  # how often spikes were added to the counts: their largest value
-        fused = False
+        fired: Fire | None = None  # the neurons that the last product's call has fired already
         for step, after in zip(self.program.steps, (*self.program.steps[1:], None), strict=True):
             tokens = steps * batch * height * width
             if isinstance(step, Product):
@@ -213,10 +213,9 @@ class Engine:
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
                     max(added, 1), threads, None if p.rows is None else p.rows.data_ptr(),
                 )  # fmt: skip
-                neurons = _neurons_of(step, after) if self.integer else None
-                fused = neurons is not None
-                if neurons is not None:
-                    bits = self._product_fire(args, neurons, steps, step.into != "current")
+                fired = _neurons_of(step, after) if self.integer else None
+                if fired is not None:
+                    bits = self._product_fire(args, fired, steps, step.into != "current")
                 else:
                     kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
                 if step.into == "current":
@@ -226,13 +225,13 @@ class Engine:
             elif isinstance(step, Fire):
                 source = stream if step.source == "stream" else current
                 shape = (steps, batch, height, width, channels)
-                if not fused:
+                if step is not fired:
                     bits = self._fire(step, source, repeated, *shape, threads)
                 if step.pool == "sps":
                     bits = self._pool(bits, *shape, threads)
                 if step.pool:
                     height, width = -(-height // 2), -(-width // 2)
-                fused = repeated = False
+                repeated = False
             elif isinstance(step, Attention):
                 channels //= 3
                 out = self._buffer("attention", tokens * _words(channels), torch.int64)
