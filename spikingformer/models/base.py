@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikingformer.layers import ORDERS
 from spikingformer.neurons import LIF, LIFConfig, State
 
+from .gpu import features_on_gpu
 from .whole import run_whole
 
 
@@ -136,6 +137,8 @@ class SpikingTransformer(nn.Module):
         return self._features(frames, repeats, state)
 
     def _features(self, frames: Tensor, repeats: int, state: State | None) -> Tensor:
+        if state is None and (features := features_on_gpu(self, frames, repeats)) is not None:
+            return features
         x = self.stem(frames, state, repeats)
         for block in self.blocks:
             x = block(x, state)

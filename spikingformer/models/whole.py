@@ -44,9 +44,10 @@ def provide(make: Callable[[nn.Module], Runner]) -> None:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """Attributes that say how a module computes in evaluation; BatchNorm's momentum does not."""
+    """Attributes that say how a module computes; the mode and BatchNorm's momentum are looked at elsewhere."""
     items = module.__dict__.items()
-    return {k: v for k, v in items if type(v) in (_FUNCTIONS if k[0] == "_" or k == "momentum" else _SETTINGS)}
+    apart = ("momentum", "training")
+    return {k: v for k, v in items if type(v) in (_FUNCTIONS if k[0] == "_" or k in apart else _SETTINGS)}
 
 
 @lru_cache(maxsize=8)
@@ -58,7 +59,7 @@ def _as_built(kind: Callable[[object], nn.Module], config: object) -> dict[str, 
     return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
 
 
-def _is_as_built(model: nn.Module) -> bool:
+def is_as_built(model: nn.Module) -> bool:
     """Whether modules and settings are those that the model's configuration gives; a BatchNorm may be folded away."""
     expected = _as_built(type(model), model.config)  # type: ignore[arg-type]
     found = {name: module for name, module in model.named_modules() if name.partition(".")[0] != "head"}
@@ -125,7 +126,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
     ready = _ready.get(model)
     if ready is None or ready.state != state:
         try:
-            run = _make(model) if _is_as_built(model) else None
+            run = _make(model) if is_as_built(model) else None
         except ValueError:
             run = None
         ready = _ready[model] = _Ready(state, run)

@@ -36,6 +36,7 @@ from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
 from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_arguments
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
+from spikingformer.training.step_graph import StepGraph
 
 _MAX_STEP_BACKS = 5
 
@@ -85,6 +86,10 @@ class Trainer:
             raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
         self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
         self.forward: nn.Module = self._wrap(model)
+        whole = world.size == 1 and not (recipe.compile or recipe.sparsity)
+        self._graph = (
+            StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
+        )
         self._last_saved = time.monotonic()
         self._unseen_loss: torch.Tensor | None = None  # checked one step late, so that a GPU never waits for it
 
@@ -165,18 +170,24 @@ class Trainer:
             )
             if self.recipe.channels_last and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
+            # each process's gradient is averaged over processes: weigh by samples, so uneven shares count right
+            weight = self.world.size / step.samples
             with self._no_reduction(position < len(step.parts) - 1):
-                with self.autocast():
-                    logits = self.forward(inputs)
-                logits = logits if self.dtype == torch.float64 else logits.float()
-                # each process's gradient is averaged over processes: weigh by samples, so uneven shares count right
-                loss = -(targets * F.log_softmax(logits, 1)).sum() * (self.world.size / step.samples)
-                if self._sparsity is not None:
-                    share = len(part.labels) * self.world.size / step.samples
-                    loss = loss + self.recipe.sparsity * share * self._sparsity.value()
-                self.scaler.scale(loss).backward()
-            total += loss.detach() / self.world.size
+                run = self._one_part if self._graph is None or len(step.parts) > 1 else self._graph
+                loss = run(inputs, targets, weight)
+            total += loss / self.world.size
         return total
+
+    def _one_part(self, inputs: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
+        """Forward and backward of one part; returns its loss: the sum over its samples times `weight`."""
+        with self.autocast():
+            logits = self.forward(inputs)
+        logits = logits if self.dtype == torch.float64 else logits.float()
+        loss = -(targets * F.log_softmax(logits, 1)).sum() * weight
+        if self._sparsity is not None:
+            loss = loss + self.recipe.sparsity * len(inputs) * weight * self._sparsity.value()
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def _no_reduction(self, waits: bool) -> AbstractContextManager:
         """Gradients are exchanged once a step, with the last part."""

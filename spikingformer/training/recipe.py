@@ -96,6 +96,11 @@ class Recipe(Settings):
         default="fp32", description="bf16, fp16: autocast (fp16 with loss scaling); fp64: for comparisons"
     )
     compile: bool = Field(default=False, description="run the model through torch.compile")
+    cuda_graph: bool = Field(
+        default=True,
+        description="CUDA, one process: replay forward and backward as one graph where the step allows it (the same "
+        "numbers, without the launches)",
+    )
     channels_last: bool = Field(default=False, description="keep 4-D weights and pictures in channels_last memory")
     deterministic: bool = Field(default=False, description="CUDA: ask PyTorch for deterministic kernels (slower)")
     parallel: Literal["ddp", "fsdp"] = Field(

@@ -93,6 +93,7 @@ def _prepare_machine(recipe: Recipe) -> None:
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not recipe.deterministic  # shapes repeat: cuDNN's quickest convolution pays
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | None = None) -> Result:

@@ -9,12 +9,15 @@ in reading order wins, as in torch.
 import triton
 import triton.language as tl
 
+from .lif_kernels import load_steps
 from .neuron import charge, fires, reset, rest
 from .stage_kernels import current_gradients, load_affine
 
+UNROLLED_STEPS = tl.constexpr(8)  # with more, nine unrolled taps a step take minutes to compile
+
 
 @triton.jit
-def _tap(sites, SO, tap: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+def _tap(sites, SO, tap, H: tl.constexpr, W: tl.constexpr):
     """(site before the pool, whether it lies in the picture) of one of the nine taps of each window."""
     HO: tl.constexpr = (H + 1) // 2
     WO: tl.constexpr = (W + 1) // 2
@@ -25,22 +28,53 @@ def _tap(sites, SO, tap: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _pool_step(y_ptr, offset, affine, sites, channels, real, SO, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """(largest z of each window, y there, its tap) at one time step."""
-    best = tl.full([sites.shape[0], channels.shape[0]], float("-inf"), tl.float32)
-    best_y = tl.zeros([sites.shape[0], channels.shape[0]], tl.float32)
-    index = tl.zeros([sites.shape[0], channels.shape[0]], tl.int32)
-    for tap in tl.static_range(9):
-        at, inside = _tap(sites, SO, tap, H, W)
-        mask = inside[:, None] & real[None, :]
-        y = tl.load(y_ptr + offset + at.to(tl.int64)[:, None] * C + channels[None, :], mask=mask, other=0.0)
-        y = y.to(tl.float32)
-        z = (y - affine[0]) * affine[2] + affine[3]
-        better = mask & (z > best)
-        best = tl.where(better, z, best)
-        best_y = tl.where(better, y, best_y)
-        index = tl.where(better, tap, index)
-    return tl.where(best == float("-inf"), 0.0, best), best_y, index
+def _pool_tap(
+    best, best_y, index, tap, y_ptr, y_stride, affine, sites, channels, real, SO,
+    STEPS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """`_pool_steps` after one more tap."""
+    at, inside = _tap(sites, SO, tap, H, W)
+    mask = inside[:, None] & real[None, :]
+    ys = load_steps(y_ptr, at.to(tl.int64)[:, None] * C + channels[None, :], y_stride, mask, STEPS)
+    new_best = ()
+    new_best_y = ()
+    new_index = ()
+    for t in tl.static_range(STEPS):
+        z = (ys[t] - affine[0]) * affine[2] + affine[3]
+        better = mask & (z > best[t])
+        new_best = new_best + (tl.where(better, z, best[t]),)
+        new_best_y = new_best_y + (tl.where(better, ys[t], best_y[t]),)
+        new_index = new_index + (tl.where(better, tap, index[t]),)
+    return new_best, new_best_y, new_index
+
+
+@triton.jit
+def _pool_steps(
+    y_ptr, y_stride, affine, sites, channels, real, SO,
+    STEPS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """(largest z of each window, y there, its tap), each a tuple over the time steps."""
+    best = ()
+    best_y = ()
+    index = ()
+    for _ in tl.static_range(STEPS):
+        best = best + (tl.full([sites.shape[0], channels.shape[0]], float("-inf"), tl.float32),)
+        best_y = best_y + (tl.zeros([sites.shape[0], channels.shape[0]], tl.float32),)
+        index = index + (tl.zeros([sites.shape[0], channels.shape[0]], tl.int32),)
+    if STEPS <= UNROLLED_STEPS:
+        for tap in tl.static_range(9):
+            best, best_y, index = _pool_tap(
+                best, best_y, index, tap, y_ptr, y_stride, affine, sites, channels, real, SO, STEPS, C, H, W
+            )
+    else:
+        for tap in range(9):
+            best, best_y, index = _pool_tap(
+                best, best_y, index, tap, y_ptr, y_stride, affine, sites, channels, real, SO, STEPS, C, H, W
+            )
+    currents = ()
+    for t in tl.static_range(STEPS):
+        currents = currents + (tl.where(best[t] == float("-inf"), 0.0, best[t]),)
+    return currents, best_y, index
 
 
 @triton.jit
@@ -56,13 +90,11 @@ def pool_fire_forward(
     affine = load_affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, channels, real)
     mask = (sites < SO)[:, None] & real[None, :]
     offsets = sites.to(tl.int64)[:, None] * C + channels[None, :]
-    current, _, _ = _pool_step(y_ptr, tl.cast(0, tl.int64), affine, sites, channels, real, SO, C, H, W)
+    OWN_STEPS: tl.constexpr = 1 if REPEATED else STEPS
+    currents, _, _ = _pool_steps(y_ptr, y_stride, affine, sites, channels, real, SO, OWN_STEPS, C, H, W)
     v = rest([BLOCK_S, BLOCK_C], NEURON)
     for t in tl.static_range(STEPS):
-        if t > 0 and not REPEATED:
-            offset = tl.cast(y_stride, tl.int64) * t
-            current, _, _ = _pool_step(y_ptr, offset, affine, sites, channels, real, SO, C, H, W)
-        h = charge(v, current, NEURON)
+        h = charge(v, currents[t if OWN_STEPS > 1 else 0], NEURON)
         fired = fires(h, NEURON)
         v = reset(h, fired, NEURON)
         s = fired.to(tl.float32).to(s_ptr.dtype.element_ty)
@@ -85,26 +117,19 @@ def pool_fire_backward(
     affine = load_affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, channels, real)
     stride = tl.cast(SO, tl.int64) * C
     first = tl.program_id(0) * CHUNK
+    OWN_STEPS: tl.constexpr = 1 if REPEATED else STEPS
     sum_gz = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     sum_gz_xhat = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(first, tl.minimum(first + CHUNK, SO), BLOCK_S):
         sites = start + tl.arange(0, BLOCK_S)
         mask = (sites < SO)[:, None] & real[None, :]
         offsets = sites.to(tl.int64)[:, None] * C + channels[None, :]
-        currents = ()
-        best_ys = ()
-        grads = ()
-        for t in tl.static_range(STEPS):
-            grads = grads + (tl.load(grad_s_ptr + stride * t + offsets, mask=mask, other=0.0).to(tl.float32),)
-            if t > 0 and REPEATED:
-                currents = currents + (currents[0],)
-            else:
-                current, best_y, index = _pool_step(
-                    y_ptr, tl.cast(y_stride, tl.int64) * t, affine, sites, channels, real, SO, C, H, W
-                )
-                currents = currents + (current,)
-                best_ys = best_ys + (best_y,)
-                tl.store(index_ptr + stride * t + offsets, index.to(tl.uint8), mask=mask)
+        grads = load_steps(grad_s_ptr, offsets, stride, mask, STEPS)
+        currents, best_ys, index = _pool_steps(y_ptr, y_stride, affine, sites, channels, real, SO, OWN_STEPS, C, H, W)
+        for t in tl.static_range(OWN_STEPS):
+            tl.store(index_ptr + stride * t + offsets, index[t].to(tl.uint8), mask=mask)
+        for _ in tl.static_range(STEPS - OWN_STEPS):
+            currents = currents + (currents[0],)
         gzs = current_gradients(currents, grads, STEPS, NEURON)
         over_time = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
         for t in tl.static_range(STEPS):
@@ -121,6 +146,25 @@ def pool_fire_backward(
     out = partial_ptr + tl.program_id(0) * 2 * C + channels
     tl.store(out, tl.sum(sum_gz, 0), mask=real)
     tl.store(out + C, tl.sum(sum_gz_xhat, 0), mask=real)
+
+
+@triton.jit
+def _fire_tap(
+    winners, tap, y_ptr, y_stride, affine, sites, channels, real, SO,
+    STEPS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, NEURON: tl.constexpr, NONE: tl.constexpr,
+):  # fmt: skip
+    """The first tap of each window that fires at each step, NONE so far or this one."""
+    at, inside = _tap(sites, SO, tap, H, W)
+    mask = inside[:, None] & real[None, :]
+    ys = load_steps(y_ptr, at.to(tl.int64)[:, None] * C + channels[None, :], y_stride, mask, STEPS)
+    v = rest([sites.shape[0], channels.shape[0]], NEURON)
+    updated = ()
+    for t in tl.static_range(STEPS):
+        h = charge(v, (ys[t] - affine[0]) * affine[2] + affine[3], NEURON)
+        fired = fires(h, NEURON)
+        v = reset(h, fired, NEURON)
+        updated = updated + (tl.where(fired & mask & (winners[t] == NONE), tap, winners[t]),)
+    return updated
 
 
 @triton.jit
@@ -145,19 +189,16 @@ def fire_pool_forward(
     winners = ()
     for _ in tl.static_range(STEPS):
         winners = winners + (tl.full([BLOCK_S, BLOCK_C], NONE, tl.int32),)
-    for tap in tl.static_range(9):
-        at, inside = _tap(sites, SO, tap, H, W)
-        mask = inside[:, None] & real[None, :]
-        offsets = at.to(tl.int64)[:, None] * C + channels[None, :]
-        v = rest([BLOCK_S, BLOCK_C], NEURON)
-        updated = ()
-        for t in tl.static_range(STEPS):
-            y = tl.load(y_ptr + tl.cast(y_stride, tl.int64) * t + offsets, mask=mask, other=0.0).to(tl.float32)
-            h = charge(v, (y - affine[0]) * affine[2] + affine[3], NEURON)
-            fired = fires(h, NEURON)
-            v = reset(h, fired, NEURON)
-            updated = updated + (tl.where(fired & mask & (winners[t] == NONE), tap, winners[t]),)
-        winners = updated
+    if STEPS <= UNROLLED_STEPS:
+        for tap in tl.static_range(9):
+            winners = _fire_tap(
+                winners, tap, y_ptr, y_stride, affine, sites, channels, real, SO, STEPS, C, H, W, NEURON, NONE
+            )
+    else:
+        for tap in range(9):
+            winners = _fire_tap(
+                winners, tap, y_ptr, y_stride, affine, sites, channels, real, SO, STEPS, C, H, W, NEURON, NONE
+            )
     mask = (sites < SO)[:, None] & real[None, :]
     offsets = sites.to(tl.int64)[:, None] * C + channels[None, :]
     stride = tl.cast(SO, tl.int64) * C

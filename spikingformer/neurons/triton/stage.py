@@ -43,13 +43,13 @@ def triton_bn_statistics(y, running_mean, running_var, momentum, eps, repeats):
     partial = y.new_empty(tiles.chunks, 2, tiles.channels, dtype=torch.float32)
     with on_device(y):
         channel_statistics[tiles.chunk_grid](
-            y, partial, tiles.rows, tiles.chunk, tiles.channels, tiles.block_rows, tiles.block_channels,
+            y, partial, tiles.rows, tiles.chunk, tiles.channels, tiles.block_rows, tiles.block_channels, 4,
             num_warps=tiles.warps, **OPTIONS,
         )  # fmt: skip
-        combine_statistics[(triton.cdiv(tiles.channels, 32),)](
+        combine_statistics[(triton.cdiv(tiles.channels, 16),)](
             partial, mean, rstd, running_mean, running_var,
             tiles.rows, tiles.chunk, tiles.chunks, repeats, momentum, eps,
-            tiles.channels, 32, 32, num_warps=4, **OPTIONS,
+            tiles.channels, 128, 16, num_warps=4, **OPTIONS,
         )  # fmt: skip
     return mean, rstd
 
@@ -117,8 +117,8 @@ def _(y, mean, rstd, weight, bias, residual, spike_residual, batch_statistics, w
 
 def _combine(partial: Tensor, tiles: Tiles) -> Tensor:
     sums = partial.new_empty(2, tiles.channels)
-    combine_sums[(triton.cdiv(2 * tiles.channels, 32),)](
-        partial, sums, partial.shape[0], tiles.channels, 32, 32, num_warps=4, **OPTIONS
+    combine_sums[(triton.cdiv(2 * tiles.channels, 16),)](
+        partial, sums, partial.shape[0], tiles.channels, 128, 16, num_warps=4, **OPTIONS
     )
     return sums
 

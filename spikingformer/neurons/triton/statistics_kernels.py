@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton joins tuples with + alone)
 """Batch statistics and the sums of BatchNorm's backward, in two deterministic stages.
 
 y is [R, C]: R rows (time, batch, height, width), C channels, channels last. Stage one: each program reduces one chunk
@@ -13,34 +14,37 @@ def channel_statistics(
     y_ptr,
     partial_ptr,  # [chunks, 2, C] float32: mean of the chunk, sum of squared deviations from it
     ROWS,
-    CHUNK,  # rows of a chunk, a multiple of BLOCK_ROWS
+    CHUNK,  # rows of a chunk
     C: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LOADS: tl.constexpr,  # tiles on their way at once
 ):
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channels < C
     first = tl.program_id(0) * CHUNK
     end = tl.minimum(first + CHUNK, ROWS)
-    mean = tl.zeros([BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(first, end, BLOCK_ROWS):
-        rows = start + tl.arange(0, BLOCK_ROWS)
-        inside = (rows < end)[:, None] & real[None, :]
-        tile = tl.load(y_ptr + rows.to(tl.int64)[:, None] * C + channels[None, :], mask=inside, other=0.0)
-        tile = tile.to(tl.float32)
-        count = (tl.minimum(start + BLOCK_ROWS, end) - start).to(tl.float32)
-        seen = (start - first).to(tl.float32)
-        tile_mean = tl.sum(tile, 0) / count
-        deviation = tl.where(inside, tile - tile_mean[None, :], 0.0)
-        # Chan, Golub, LeVeque 1979: sums of squares are joined about their own means, so nothing cancels.
-        delta = tile_mean - mean
-        share = count / (seen + count)
-        squares += tl.sum(deviation * deviation, 0) + delta * delta * (seen * share)
-        mean += delta * share
+    # Deviations from a typical value: their sums of squares do not cancel however far from 0 the values lie.
+    pivot = tl.load(y_ptr + first.to(tl.int64) * C + channels, mask=real, other=0.0).to(tl.float32)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_C], tl.float32)
+    squares = tl.zeros([BLOCK_ROWS, BLOCK_C], tl.float32)
+    for start in range(first, end, LOADS * BLOCK_ROWS):
+        tiles = ()
+        for i in tl.static_range(LOADS):
+            rows = start + i * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+            inside = (rows < end)[:, None] & real[None, :]
+            tile = tl.load(y_ptr + rows.to(tl.int64)[:, None] * C + channels[None, :], mask=inside, other=0.0)
+            tiles = tiles + (tl.where(inside, tile.to(tl.float32) - pivot[None, :], 0.0),)
+        for i in tl.static_range(LOADS):
+            total += tiles[i]
+            squares += tiles[i] * tiles[i]
+    count = (end - first).to(tl.float32)
+    shift = tl.sum(total, 0) / count
+    mean = pivot + shift
+    squares_about_mean = tl.maximum(tl.sum(squares, 0) - count * shift * shift, 0.0)
     out = partial_ptr + tl.program_id(0) * 2 * C + channels
     tl.store(out, mean, mask=real)
-    tl.store(out + C, squares, mask=real)
+    tl.store(out + C, squares_about_mean, mask=real)
 
 
 @triton.jit

@@ -1,0 +1,152 @@
+"""A model's features on the fused GPU kernels from end to end, where nobody looks at its modules.
+
+Between two products there is one kernel: BatchNorm, residual, pool and the neuron over all time steps. q, k, v are one
+product and travel packed into attention. Products that look at one token are matrix products over (T, B, H, W, C).
+Numbers and gradients are those of the modules called one by one.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikingformer.layers import ConvBN, ConvBNLIF
+from spikingformer.layers.fused import is_unwatched, watches_calls
+from spikingformer.neurons import LIFConfig, choose_backend
+
+from .whole import is_as_built
+
+_MOST_TOKENS = 2048  # what the attention kernel counts exactly
+
+
+def features_on_gpu(model: Any, frames: Tensor, repeats: int) -> Tensor | None:
+    """The last block's output (T, B, C, H, W) of frames (t, B, C, H, W), or None where modules are called one by one.
+
+    Served: tensors that the Triton backend serves, with and without gradients, training and evaluation, autocast;
+    no compilation or tracing, no hooks, the modules and settings that the model's configuration gives.
+    """
+    if (
+        type(frames) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(frames)
+        or watches_calls()
+        or choose_backend(frames) != "triton"
+        or not frames.numel()
+        or not _serves(model, frames)
+    ):
+        return None
+    return _Walk(model).features(frames, repeats)
+
+
+def _serves(model: Any, frames: Tensor) -> bool:
+    c = model.config
+    tokens = frames.shape[-2] * frames.shape[-1] // c.patch_size**2
+    if tokens > _MOST_TOKENS or (model.training and c.drop_path_rate):
+        return False
+    for module in model.modules():
+        if not is_unwatched(module):
+            return False
+        if isinstance(module, nn.BatchNorm2d):
+            if module.momentum is None or module.running_mean is None or module.weight is None:
+                return False
+        elif type(module) is nn.Identity and module is not model.head:
+            return False  # a folded BatchNorm
+    return is_as_built(model)
+
+
+def _product(weight: Tensor, bias: Tensor | None, s: Tensor) -> Tensor:
+    """(T, B, in, H, W) to (T, B, out, H, W), channels last throughout."""
+    if weight.shape[-1] == 1:
+        return F.linear(s.permute(0, 1, 3, 4, 2), weight.flatten(1), bias).permute(0, 1, 4, 2, 3)
+    y = F.conv2d(s.flatten(0, 1).contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+    return y.unflatten(0, s.shape[:2])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class _Walk:
+    """One pass through `model`, which keeps the parameters."""
+
+    def __init__(self, model: Any):
+        from spikingformer.neurons.triton import ops  # importing it needs triton
+
+        self.model, self.ops = model, ops
+
+    def features(self, frames: Tensor, repeats: int) -> Tensor:
+        s = frames
+        for stage in self.model.stem.stages:
+            s, repeats = self._fire([stage], s, stage.lif.config, stage.pool, repeats)[0], 1
+        return self._spikformer(s) if self.model.family() == "spikformer" else self._spikingformer(s)
+
+    def _fire(
+        self, layers: list[ConvBN | ConvBNLIF], s: Tensor, config: LIFConfig, pool: str | None = None, repeats: int = 1,
+        **extras: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """(spikes, current if wanted) of a product and what follows it; several layers lie side by side in channels."""
+        norms: list[Any] = [layer.bn for layer in layers]
+        weight = _joined([layer.conv.weight for layer in layers])
+        biases = [layer.conv.bias for layer in layers if layer.conv.bias is not None]
+        bias = _joined(biases) if biases else None
+        running = [_joined([getattr(bn, name) for bn in norms]) for name in ("running_mean", "running_var")]
+        gain, offset = (_joined([getattr(bn, name) for bn in norms]) for name in ("weight", "bias"))
+        training = norms[0].training
+        if training:
+            # The batch's own mean takes a bias away again: its gradient is 0, and only running_mean sees it.
+            y = _product(weight, None, s)
+            mean, rstd = self.ops.bn_statistics(y, running[0], running[1], norms[0].momentum, norms[0].eps, repeats)
+            if bias is not None:
+                offset = offset + 0.0 * bias
+            self._keep_statistics(norms, running, bias)
+        else:
+            y = _product(weight, bias, s)
+            mean, rstd = running[0].clone(), (running[1] + norms[0].eps).rsqrt()
+        return self.ops.bn_pool_lif(
+            y, mean, rstd, gain, offset, config, pool, batch_statistics=training, repeats=repeats, **extras
+        )
+
+    @staticmethod
+    @torch.no_grad()
+    def _keep_statistics(norms: list[Any], running: list[Tensor], bias: Tensor | None) -> None:
+        if bias is not None:
+            running[0].add_(bias, alpha=norms[0].momentum)
+        torch._foreach_add_([bn.num_batches_tracked for bn in norms], 1)
+        if len(norms) > 1:
+            buffers = [bn.running_mean for bn in norms] + [bn.running_var for bn in norms]
+            torch._foreach_copy_(buffers, [c for r in running for c in r.chunk(len(norms))])
+
+    def _attention(self, a: Any, s: Tensor) -> Tensor:
+        qkv, _ = self._fire([a.q, a.k, a.v], s, a.q.lif.config)
+        t, b, c, h, w = qkv.shape
+        packed = qkv.permute(0, 1, 3, 4, 2).reshape(t, b, h * w, c)
+        out: Tensor = self.ops.spike_attention_packed(packed, a.heads, a.scale, a.attn_lif.config)
+        return out.unflatten(2, (h, w)).permute(0, 1, 4, 2, 3)
+
+    def _spikformer(self, s: Tensor) -> Tensor:
+        def add(layer: ConvBNLIF, s: Tensor, stream: Tensor) -> Tensor:
+            return self._fire([layer], s, layer.lif.config, spike_residual=stream)[0]
+
+        x = add(self.model.stem.rpe, s, s)
+        for block in self.model.blocks:
+            x = add(block.attn.proj, self._attention(block.attn, x), x)
+            x = add(block.mlp.fc2, self._fire([block.mlp.fc1], x, block.mlp.fc1.lif.config)[0], x)
+        return x
+
+    def _spikingformer(self, s: Tensor) -> Tensor:
+        def join(layer: ConvBN, s: Tensor, config: LIFConfig, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            """(spikes, current): a product joins the residual stream, which fires at once."""
+            return self._fire([layer], s, config, residual=stream, want_current=True)
+
+        blocks = list(self.model.blocks)
+        s, x = join(self.model.stem.last, s, blocks[0].attn.lif.config, None)
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            s, x = join(block.attn.proj, self._attention(block.attn, s), block.mlp.lif.config, x)
+            s = self._fire([block.mlp.fc1], s, block.mlp.fc1.lif.config)[0]
+            if following is not None:
+                s, x = join(block.mlp.fc2, s, following.attn.lif.config, x)
+        last = blocks[-1].mlp.fc2  # nothing fires after it
+        assert x is not None
+        return x + last.bn(_product(last.conv.weight, last.conv.bias, s).flatten(0, 1)).unflatten(0, x.shape[:2])

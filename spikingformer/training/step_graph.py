@@ -1,0 +1,85 @@
+"""Forward and backward of a training step as one CUDA graph, replayed from then on.
+
+A step of these models is hundreds of short kernels; one by one they take longer to launch than to run.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikingformer.layers.fused import is_unwatched, watches_calls
+
+_WARM_UP = 3  # steps of one shape before it is captured: kernels get compiled and the libraries choose theirs
+_log = logging.getLogger("spikingformer")
+
+Run = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def capture_graph(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Captures what `run` launches on a CUDA device: (replay, the tensor that each replay writes its result to)."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data meanwhile
+        out = run()
+    return graph.replay, out
+
+
+@dataclass
+class _Captured:
+    key: tuple
+    inputs: Tensor
+    targets: Tensor
+    replay: Callable[[], None]
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+
+class StepGraph:
+    """Calls `run(inputs, targets, weight)`, which returns a loss and leaves gradients in the model's parameters.
+
+    The shape of most steps is captured after a few of them and replayed; others run as they are, like every step
+    while hooks watch the model. Gradients must be None before a call. `capture` stands in for `capture_graph` in tests.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, capture: Callable = capture_graph) -> None:
+        self._run, self._model, self._capture = run, model, capture
+        self._seen: Counter[tuple] = Counter()
+        self._captured: _Captured | None = None
+        self._failed = False
+
+    def __call__(self, inputs: Tensor, targets: Tensor, weight: float) -> Tensor:
+        key = (inputs.shape, inputs.stride(), inputs.dtype, targets.shape, targets.dtype, weight)
+        if self._failed or watches_calls() or not all(is_unwatched(m) for m in self._model.modules()):
+            return self._run(inputs, targets, weight)
+        if self._captured is None:
+            if self._seen[key] < _WARM_UP:
+                self._seen[key] += 1
+                return self._run(inputs, targets, weight)
+            self._captured = self._try_to_capture(key, inputs, targets, weight)
+        if self._captured is None or self._captured.key != key:
+            return self._run(inputs, targets, weight)
+        return self._replay(self._captured, inputs, targets)
+
+    def _try_to_capture(self, key: tuple, inputs: Tensor, targets: Tensor, weight: float) -> _Captured | None:
+        own = torch.empty_like(inputs).copy_(inputs), torch.empty_like(targets).copy_(targets)
+        try:
+            replay, loss = self._capture(lambda: self._run(*own, weight))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a model of somebody else's may do what a graph cannot hold
+            self._failed = True
+            self._model.zero_grad(set_to_none=True)
+            _log.warning("the training step runs without a CUDA graph: %s", str(error).splitlines()[0])
+            return None
+        return _Captured(key, *own, replay, loss, [p.grad for p in self._model.parameters()])
+
+    def _replay(self, captured: _Captured, inputs: Tensor, targets: Tensor) -> Tensor:
+        captured.inputs.copy_(inputs)
+        captured.targets.copy_(targets)
+        captured.replay()
+        for parameter, gradient in zip(self._model.parameters(), captured.gradients, strict=True):
+            parameter.grad = gradient
+        return captured.loss.clone()  # the next replay writes over it

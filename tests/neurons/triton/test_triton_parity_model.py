@@ -1,0 +1,110 @@
+"""Whole models on the fused kernels against the plain definition in float64, and where their modules are called instead.
+
+float32 against float64: 1e-4 of a gradient's norm. A spike that sits on the threshold would miss it by far; none does
+on these seeds.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spikingformer.models import base, gpu
+from spikingformer.neurons import use_backend
+from tests.engine.helpers import small
+
+TRAINED = ["spikformer_4_384", "spikformer_cml_8_384", "spikingformer_4_384", "spikingformer_cml_2_256"]
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch) -> list[bool]:
+    """Whether each call so far ran on the fused kernels from end to end."""
+    calls: list[bool] = []
+
+    def watched(*args):
+        result = gpu.features_on_gpu(*args)
+        calls.append(result is not None)
+        return result
+
+    monkeypatch.setattr(base, "features_on_gpu", watched)
+    return calls
+
+
+def tiny(name: str, device: str, **kwargs):
+    model, x = small(name, batch=2, **({"embed_dim": 24, "num_heads": 3, "img_size": 16, "time_steps": 2} | kwargs))
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = 0.1
+    return model.to(device), x[:, :3].to(device) if x.ndim == 5 else x.to(device)
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)).item()
+
+
+def assert_equal_to_definition(model, x, served, tolerance=1e-4):
+    """Logits, gradients and running statistics of one call in the model's mode."""
+    exact = copy.deepcopy(model).double()
+    with use_backend("reference"):
+        want = exact(x.double())
+    weights = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x.device)
+    (want * weights).sum().backward()
+    assert not served[-1]
+    got = model(x)
+    assert served[-1]
+    assert relative(got, want) < tolerance
+    (got * weights.float()).sum().backward()
+    for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
+        # A bias before batch statistics has no gradient: rounding on one side, 0 on ours.
+        assert p.grad is not None, name
+        assert (p.grad - q.grad).norm() < tolerance * q.grad.norm() + 1e-6, name
+    for (name, b), c in zip(model.named_buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(b.double(), c.double(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_equals_the_definition(name, device, served):
+    model, x = tiny(name, device, depth=2 if name == "spikformer_cml_8_384" else 1)
+    assert_equal_to_definition(model.train(), x, served)
+
+
+@pytest.mark.parametrize("name", ["spikformer_cml_4_384", "spikingformer_cml_4_384"])
+def test_evaluation_equals_the_definition(name, device, served):
+    model, x = tiny(name, device, depth=1)
+    assert_equal_to_definition(model, x, served)
+
+
+def test_frozen_norms_in_training(device, served):
+    model, x = tiny("spikingformer_cml_4_384", device, depth=1)
+    model.train()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    assert_equal_to_definition(model, x, served)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.blocks[0].attn.lif.register_forward_hook(lambda *_: None),
+        lambda m: setattr(m.blocks[0], "drop_path", nn.Dropout(0.5)),
+        lambda m: setattr(m.stem.stages[0].bn, "momentum", None),
+        lambda m: setattr(m.stem.last, "bn", nn.Identity()),
+        lambda m: setattr(m.blocks[0].attn, "heads", 1),
+    ],
+    ids=["hook", "module", "momentum", "folded", "setting"],
+)
+def test_steps_aside(change, device, served):
+    model, x = tiny("spikingformer_cml_4_384", device, depth=1)
+    change(model)
+    model.eval()(x)
+    assert not served[-1]
+
+
+def test_drop_path_steps_aside_in_training_only(device, served):
+    model, x = tiny("spikingformer_cml_4_384", device, drop_path_rate=0.1, img_size=8)
+    model.eval()(x)
+    assert served[-1]
+    model.train()(x)
+    assert not served[-1]
