@@ -665,7 +665,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything")
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile of the plain composition out")
-    parser.add_argument("--commit", help="of this source, where the checkout's history is not the source's")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--shard", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=600, help=argparse.SUPPRESS)
@@ -680,7 +679,6 @@ def main() -> None:
     from benchmarks.machine import describe_machine
 
     machine = describe_machine()
-    machine["commit"] = args.commit or machine["commit"]
     args.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     text = "nothing ran"

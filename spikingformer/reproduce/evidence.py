@@ -1,5 +1,6 @@
 """What a result was measured on: it travels with every figure."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -31,15 +32,20 @@ def _processor() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, its instruction set, cores, GPU, versions, commit (and whether the package differed from it), time."""
+    """Processor, its instruction set, cores, GPU, versions, commit (and whether the package differed from it), time.
+
+    A copy of the source without its history is told its commit by SPIKINGFORMER_COMMIT.
+    """
+    told = os.environ.get("SPIKINGFORMER_COMMIT")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _processor(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))),
+        "commit": told or _git("rev-parse", "--short", "HEAD"),
+        "uncommitted_changes": not told
+        and bool(_git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))),
     }
 
 
