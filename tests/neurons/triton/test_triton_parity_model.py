@@ -1,4 +1,4 @@
-"""Whole models on the fused kernels against the plain definition in float64, and where their modules are called instead.
+"""Whole models on the fused kernels against the plain definition in float64, and where modules are called instead.
 
 float32 against float64: 1e-4 of a gradient's norm. A spike that sits on the threshold would miss it by far; none does
 on these seeds.
