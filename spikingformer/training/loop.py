@@ -1,5 +1,6 @@
 """The training loop: one epoch after another from wherever the run stands."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from spikingformer.training.checkpoint import ModelInfo, save_model, versions
 from spikingformer.training.distributed import World, barrier
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
+from spikingformer.training.late_value import LateValue
 from spikingformer.training.out_of_memory import out_of_memory
 from spikingformer.training.parallel import (
     deal_optimizer_state,
@@ -91,7 +93,7 @@ class Trainer:
             StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
         )
         self._last_saved = time.monotonic()
-        self._unseen_loss: torch.Tensor | None = None  # checked one step late, so that a GPU never waits for it
+        self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         wrapped = model if self.sharded else replicate(model, self.device, self.world)
@@ -209,9 +211,9 @@ class Trainer:
 
     def _check_unseen_loss(self) -> None:
         if self._unseen_loss is not None:
-            loss, self._unseen_loss = self._unseen_loss, None
-            if not bool(torch.isfinite(loss)):
-                self._stop_on(float(loss))
+            loss, self._unseen_loss = self._unseen_loss.read(), None
+            if not math.isfinite(loss):
+                self._stop_on(loss)
 
     def _stop_on(self, value: float) -> None:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
@@ -255,7 +257,7 @@ class Trainer:
         loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
         if recipe.nonfinite == "stop":
             self._check_unseen_loss()
-            self._unseen_loss = loss
+            self._unseen_loss = LateValue(loss)
             if self.device.type == "cpu":
                 self._check_unseen_loss()
             self._update()

@@ -80,7 +80,7 @@ def _run_backward(grad_s, q, k, v, grad_q, grad_k, grad_v, heads, scale, neuron)
             q, k, v, grad_s.contiguous(), grad_q, grad_k, grad_v, grad_y, h, *strides,
             batch, tokens, heads, scale, grad_q.stride(2),
             alone, steps, width, compile_time_neuron(LIFConfig(*neuron)), *products, rows, padded,
-            num_warps=8 if padded >= 64 else 4, num_stages=1, **OPTIONS,
+            num_warps=warps, num_stages=1, **OPTIONS,
         )  # fmt: skip
         if not alone:
             attention_backward_keys[(batch * heads, steps)](

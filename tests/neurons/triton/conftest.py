@@ -31,6 +31,12 @@ def device() -> str:
 
 
 @pytest.fixture(autouse=True)
+def float32_means_float32(monkeypatch: pytest.MonkeyPatch):
+    """No TF32 in cuDNN's convolutions, which is PyTorch's default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(request: pytest.FixtureRequest):
     """New tensors come filled with NaN (integers: their largest value), so that an element left unwritten shows."""
     if not request.path.name.startswith("test_triton_parity_"):
