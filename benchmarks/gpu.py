@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -343,6 +344,13 @@ def spikingjelly_neurons() -> dict[str, Callable[[Tensor, Any], Tensor]]:
     return found
 
 
+def recomputing(model: nn.Module) -> nn.Module:
+    """A copy that keeps no spikes for backward."""
+    other = copy.deepcopy(model)
+    other.set_grad_checkpointing(True)
+    return other
+
+
 class Step:
     """One training step (forward, loss, backward; no optimiser) of a model on a fixed batch."""
 
@@ -474,6 +482,7 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
     bf16, fp16 = torch.bfloat16, torch.float16
     steps = {
         "ours": Step(model, x, target, bf16),
+        "ours, spikes again": Step(recomputing(model), x, target, bf16),
         "plain": Step(plain, x, target, bf16),
     }
     for name, neuron in spikingjelly_neurons().items():
@@ -492,7 +501,13 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
             first_call[name] = time.monotonic() - start
             memory[name] = peak_megabytes(step)
             runners[name] = step
-    for name in ("ours", "plain", "plain compiled", "spikingjelly 2"):  # `train` runs ours in a graph, too
+    for name in (
+        "ours",
+        "ours, spikes again",
+        "plain",
+        "plain compiled",
+        "spikingjelly 2",
+    ):  # `train` runs ours in a graph, too
         if name in runners:
             with report.guard(competitor=f"{name} in a graph", batch=batch):
                 runners[f"{name} in a graph"] = captured(steps[name])
@@ -501,7 +516,7 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
         for name, run in runners.items():
             times[name].append(milliseconds(run, rounds=1, warm_up=2 if round_ == 0 else 0))
     median = {name: statistics.median(t) for name, t in times.items()}
-    ours = min((median[n] for n in median if n.startswith("ours")), default=float("nan"))
+    ours = min((median[n] for n in ("ours", "ours in a graph") if n in median), default=float("nan"))
     return {
         "pictures_per_second": {n: batch / ms * 1e3 for n, ms in median.items()},
         "ours_speedup_over": {n: ms / ours for n, ms in median.items()},
@@ -648,14 +663,17 @@ def run_together(jobs: list[tuple[str, int]], work: Path, seconds: float, extra:
         log = (work / f"{section}-{shard}.log").open("w")
         running.append((section, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), log))
     end = time.monotonic() + seconds
-    for section, process, log in running:
-        try:
-            process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    try:
+        for section, process, _ in running:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(f"{section}: stopped after {seconds:.0f} s", flush=True)
+    finally:
+        for _, process, log in running:
             process.kill()
             process.wait()
-            print(f"{section}: stopped after {seconds:.0f} s", flush=True)
-        log.close()
+            log.close()
 
 
 def main() -> None:
@@ -678,6 +696,10 @@ def main() -> None:
         raise SystemExit("no CUDA device: this script measures one; on CPU run benchmarks/cpu_models.py")
     from benchmarks.machine import describe_machine
 
+    def leave(*_: Any) -> None:
+        raise SystemExit("stopped: what was measured so far is written")
+
+    signal.signal(signal.SIGTERM, leave)
     machine = describe_machine()
     args.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
@@ -693,8 +715,10 @@ def main() -> None:
             if section == "parity":
                 jobs = [(s, i) for s in ("parity", "warm") for i in range(SHARDS)]
                 jobs += [] if args.no_compile else [("warm", SHARDS)]
-            run_together(jobs, Path(folder), seconds, ["--no-compile"] if args.no_compile else [])
-            text = gather(Path(folder), args.output, machine)
+            try:
+                run_together(jobs, Path(folder), seconds, ["--no-compile"] if args.no_compile else [])
+            finally:
+                text = gather(Path(folder), args.output, machine)
             print(f"== {section}: {time.monotonic() - start:.0f} s", flush=True)
         print(text, flush=True)
 

@@ -5,6 +5,8 @@ product and travel packed into attention. Products that look at one token are ma
 Numbers and gradients are those of the modules called one by one.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from spikingformer.layers import ConvBN, ConvBNLIF
 from spikingformer.layers.fused import is_unwatched, watches_calls
 from spikingformer.neurons import LIFConfig, choose_backend
 
+from .recompute import Recomputable
 from .whole import is_as_built
 
 _MOST_TOKENS = 2048  # what the attention kernel counts exactly
@@ -75,6 +78,8 @@ class _Walk:
         from spikingformer.neurons.triton import ops  # importing it needs triton
 
         self.model, self.ops = model, ops
+        self.recompute = model.grad_checkpointing and torch.is_grad_enabled()
+        self._latest: Recomputable | None = None  # spikes that the next product or attention reads
 
     def features(self, frames: Tensor, repeats: int) -> Tensor:
         s = frames
@@ -94,19 +99,31 @@ class _Walk:
         running = [_joined([getattr(bn, name) for bn in norms]) for name in ("running_mean", "running_var")]
         gain, offset = (_joined([getattr(bn, name) for bn in norms]) for name in ("weight", "bias"))
         training = norms[0].training
-        if training:
+        with self._reading(s):
             # The batch's own mean takes a bias away again: its gradient is 0, and only running_mean sees it.
-            y = _product(weight, None, s)
+            y = _product(weight, None if training else bias, s)
+        if training:
             mean, rstd = self.ops.bn_statistics(y, running[0], running[1], norms[0].momentum, norms[0].eps, repeats)
             if bias is not None:
                 offset = offset + 0.0 * bias
             self._keep_statistics(norms, running, bias)
         else:
-            y = _product(weight, bias, s)
             mean, rstd = running[0].clone(), (running[1] + norms[0].eps).rsqrt()
-        return self.ops.bn_pool_lif(
+        spikes, current = self.ops.bn_pool_lif(
             y, mean, rstd, gain, offset, config, pool, batch_statistics=training, repeats=repeats, **extras
         )
+        if self.recompute and "spike_residual" not in extras:  # with it, the whole stream would be computed again
+            residual = extras.get("residual")
+            kept: Any = [None if x is None else x.detach() for x in (y, mean, rstd, gain, offset, residual)]
+            fused: Any = self.ops.bn_pool_lif
+            again = partial(fused, *kept[:5], config, pool, residual=kept[5], repeats=repeats)
+            self._latest = Recomputable(spikes, lambda: again()[0])
+        return spikes, current
+
+    def _reading(self, s: Tensor) -> AbstractContextManager[object]:
+        """Where spikes `s` are read: with `recompute`, autograd keeps how to compute them in their place."""
+        latest = self._latest
+        return nullcontext() if latest is None or latest.spikes is not s else latest.kept_as_recipe()
 
     @staticmethod
     @torch.no_grad()
@@ -122,7 +139,8 @@ class _Walk:
         qkv, _ = self._fire([a.q, a.k, a.v], s, a.q.lif.config)
         t, b, c, h, w = qkv.shape
         packed = qkv.permute(0, 1, 3, 4, 2).reshape(t, b, h * w, c)
-        out: Tensor = self.ops.spike_attention_packed(packed, a.heads, a.scale, a.attn_lif.config)
+        with self._reading(qkv):
+            out: Tensor = self.ops.spike_attention_packed(packed, a.heads, a.scale, a.attn_lif.config)
         return out.unflatten(2, (h, w)).permute(0, 1, 4, 2, 3)
 
     def _spikformer(self, s: Tensor) -> Tensor:
@@ -148,5 +166,7 @@ class _Walk:
             if following is not None:
                 s, x = join(block.mlp.fc2, s, following.attn.lif.config, x)
         last = blocks[-1].mlp.fc2  # nothing fires after it
+        with self._reading(s):
+            y = _product(last.conv.weight, last.conv.bias, s)
         assert x is not None
-        return x + last.bn(_product(last.conv.weight, last.conv.bias, s).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x + last.bn(y.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -101,6 +101,9 @@ class Recipe(Settings):
         description="CUDA, one process: replay forward and backward as one graph where the step allows it (the same "
         "numbers, without the launches)",
     )
+    grad_checkpointing: bool = Field(
+        default=False, description="CUDA: compute spikes again in backward instead of keeping them (less memory)"
+    )
     channels_last: bool = Field(default=False, description="keep 4-D weights and pictures in channels_last memory")
     deterministic: bool = Field(default=False, description="CUDA: ask PyTorch for deterministic kernels (slower)")
     parallel: Literal["ddp", "fsdp"] = Field(

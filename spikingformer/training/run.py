@@ -139,6 +139,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             model = model.double()
         if recipe.sync_batchnorm and world.size > 1:
             model = synchronise(model, device)
+        if recipe.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = build_average(recipe, model, is_sharded(recipe, world))

@@ -108,3 +108,34 @@ def test_drop_path_steps_aside_in_training_only(device, served):
     assert served[-1]
     model.train()(x)
     assert not served[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        # Stem stages 4, its last layer 1; a block's q k v, proj, fc1; what joins the stream between two blocks 1.
+        ("spikingformer_cml_4_384", 4 + 1 + 2 * 3 + 1),
+        ("spikformer_cml_4_384", 4 + 2 * 2),  # the stream of spikes itself is kept
+    ],
+)
+def test_spikes_computed_again_in_backward(name, again, device, served, monkeypatch):
+    """Equal to the last bit, and as often as spikes are not kept."""
+    from spikingformer.neurons.triton import ops
+
+    calls: list[int] = []
+    fused = ops.bn_pool_lif
+    monkeypatch.setattr(ops, "bn_pool_lif", lambda *args, **kwargs: (calls.append(1), fused(*args, **kwargs))[1])
+    model, x = tiny(name, device, img_size=8)
+    model.train()
+    found = []
+    for enable in (False, True):
+        own = copy.deepcopy(model)
+        own.set_grad_checkpointing(enable)
+        logits = own(x)
+        assert served[-1]
+        forward = len(calls)
+        logits.square().sum().backward()
+        assert len(calls) - forward == (again if enable else 0)
+        calls.clear()
+        found.append([logits, *(p.grad for p in own.parameters()), *own.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,0 +1,27 @@
+"""A number on its way from the device to the host."""
+
+import torch
+from torch import Tensor
+
+
+class LateValue:
+    """A scalar tensor's value as it was when this was made.
+
+    On a GPU it is copied behind the work queued so far, and reading it waits for that work alone: what is queued later
+    goes on, so that a loop that reads last step's value never leaves the GPU without work.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._host = value
+        if value.is_cuda:
+            self._host = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> float:
+        """Waits for the value where it has not arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._host)
