@@ -324,7 +324,7 @@ def spikingjelly_neurons() -> dict[str, Callable[[Tensor, Any], Tensor]]:
         old = importlib.import_module(f"{package}.clock_driven.neuron")
         old_surrogate = importlib.import_module(f"{package}.clock_driven.surrogate")
         offer(
-            "spikingjelly 0.0.0.0.12 cupy",
+            "spikingjelly_0_12_cupy",
             lambda c: old.MultiStepLIFNode(
                 tau=c.tau, v_threshold=c.v_threshold, detach_reset=True, backend="cupy",
                 surrogate_function=old_surrogate.Sigmoid(alpha=4.0),
@@ -335,7 +335,7 @@ def spikingjelly_neurons() -> dict[str, Callable[[Tensor, Any], Tensor]]:
         from spikingjelly.activation_based import surrogate as new_surrogate
 
         offer(
-            "spikingjelly 2",  # picks its fused kernels by itself
+            "spikingjelly_2",  # picks its fused kernels by itself
             lambda c: new.LIFNode(
                 tau=c.tau, v_threshold=c.v_threshold, detach_reset=True, step_mode="m",
                 surrogate_function=new_surrogate.Sigmoid(alpha=4.0),
@@ -482,14 +482,14 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
     bf16, fp16 = torch.bfloat16, torch.float16
     steps = {
         "ours": Step(model, x, target, bf16),
-        "ours, spikes again": Step(recomputing(model), x, target, bf16),
+        "ours_recomputing": Step(recomputing(model), x, target, bf16),
         "plain": Step(plain, x, target, bf16),
     }
     for name, neuron in spikingjelly_neurons().items():
         # The old CuPy neuron has no bfloat16: it runs in the published recipe's float16.
-        steps[name] = Step(WithNeuron(plain, neuron), x, target, fp16 if "0.0.0.0.12" in name else bf16)
+        steps[name] = Step(WithNeuron(plain, neuron), x, target, fp16 if "0_12" in name else bf16)
     if compile_plain:
-        steps["plain compiled"] = Step(torch.compile(plain), x, target, bf16)
+        steps["plain_compiled"] = Step(torch.compile(plain), x, target, bf16)
     memory: dict[str, float] = {}
     first_call: dict[str, float] = {}
     runners: dict[str, Callable[[], Any]] = {}
@@ -503,20 +503,20 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
             runners[name] = step
     for name in (
         "ours",
-        "ours, spikes again",
+        "ours_recomputing",
         "plain",
-        "plain compiled",
-        "spikingjelly 2",
+        "plain_compiled",
+        "spikingjelly_2",
     ):  # `train` runs ours in a graph, too
         if name in runners:
-            with report.guard(competitor=f"{name} in a graph", batch=batch):
-                runners[f"{name} in a graph"] = captured(steps[name])
+            with report.guard(competitor=f"{name}_graph", batch=batch):
+                runners[f"{name}_graph"] = captured(steps[name])
     times: dict[str, list[float]] = {name: [] for name in runners}
     for round_ in range(ROUNDS):
         for name, run in runners.items():
             times[name].append(milliseconds(run, rounds=1, warm_up=2 if round_ == 0 else 0))
     median = {name: statistics.median(t) for name, t in times.items()}
-    ours = min((median[n] for n in ("ours", "ours in a graph") if n in median), default=float("nan"))
+    ours = min((median[n] for n in ("ours", "ours_graph") if n in median), default=float("nan"))
     return {
         "pictures_per_second": {n: batch / ms * 1e3 for n, ms in median.items()},
         "ours_speedup_over": {n: ms / ours for n, ms in median.items()},
