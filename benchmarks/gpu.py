@@ -378,14 +378,8 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     if isinstance(call, Step):
         call.model.zero_grad(set_to_none=True)
-    kept: list[Any] = []  # what the graph writes to lives as long as its replay
-
-    def run() -> Tensor:
-        kept.append(call())
-        return torch.empty(0, device="cuda")
-
-    replay, _ = capture_graph(run)
-    return lambda: (replay(), kept)[0]
+    replay, result = capture_graph(call)
+    return lambda: (replay(), result)[0]  # what the graph writes to lives as long as its replay
 
 
 def peak_megabytes(step: Step) -> float:

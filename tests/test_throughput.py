@@ -28,6 +28,15 @@ def test_fields(model, mode):
     assert (r.batch, r.mode, r.device, r.dtype) == (2, mode, "cpu", "float32")
     assert r.samples_per_second == pytest.approx(2e3 / r.milliseconds)
     assert r.peak_memory_mb > 10
+    assert not r.cuda_graph
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_training_is_timed_as_train_runs_it(model, mode):
+    r = measure(model, 2, mode, "cuda", torch.bfloat16, repeats=2)
+    assert r.cuda_graph == (mode == "training")
+    assert r.samples_per_second > 0
 
 
 def test_sweep_takes_the_batches_asked_for(model):

@@ -32,6 +32,7 @@ class Measurement:
     spread: float  # (slowest - fastest) / median
     repeats: int
     peak_memory_mb: float  # CUDA: allocated; CPU: largest resident set of the process so far
+    cuda_graph: bool  # the step was replayed as one graph, as `train` does it
     firing_rate: float  # spikes per neuron and time step, over all neuron layers
 
 
@@ -91,6 +92,15 @@ def _call(model: SpikingTransformer, x: Tensor, mode: str, autocast: torch.dtype
     return infer if mode == "inference" else train
 
 
+def _captured(call: Callable[[], None]) -> Callable[[], None]:
+    from spikingformer.training.step_graph import capture_graph
+
+    for _ in range(2):  # the libraries have chosen their kernels
+        call()
+    replay, _ = capture_graph(call)
+    return replay
+
+
 def measure(
     model: SpikingTransformer,
     batch: int,
@@ -109,9 +119,12 @@ def measure(
     x = example_input(model, batch, device)
     rate = firing_rate(model, x)
     call = _call(model, x, mode, None if dtype == torch.float32 else dtype)
+    graph = device.type == "cuda" and mode == "training"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     call()
+    if graph:
+        call = _captured(call)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -130,6 +143,7 @@ def measure(
         spread=(max(times) - min(times)) / median,
         repeats=repeats,
         peak_memory_mb=peak_memory_mb(device),
+        cuda_graph=graph,
         firing_rate=rate,
     )
 

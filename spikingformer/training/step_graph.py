@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ from spikingformer.layers.fused import is_unwatched, watches_calls
 _WARM_UP = 3  # steps of one shape before it is captured: kernels get compiled and the libraries choose theirs
 _log = logging.getLogger("spikingformer")
 
+_Result = TypeVar("_Result")
 Run = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def capture_graph(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Captures what `run` launches on a CUDA device: (replay, the tensor that each replay writes its result to)."""
+def capture_graph(run: Callable[[], _Result]) -> tuple[Callable[[], None], _Result]:
+    """Captures what `run` launches on a CUDA device: (replay, its result, which each replay writes anew)."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data meanwhile
         out = run()
