@@ -13,13 +13,14 @@ from typing import Any
 from timm.models import save_for_hf
 
 from spikingformer.models import VARIANTS, SpikingTransformer
+from spikingformer.training.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 
 from .fold import is_folded
 from .metadata import ExportMetadata
 from .model_card import CardFacts, model_card
 from .prepare import check_weights
 
-CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
+CARD_FILE = "README.md"
 
 
 def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: ExportMetadata, card: CardFacts) -> Path:

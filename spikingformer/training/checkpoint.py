@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spikingformer.training.hub_folder import is_hub_folder, read_hub_folder
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 from spikingformer.weights import shipped_file
 
@@ -120,8 +121,13 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
 
 
 def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
-    """Weights and description, without building the model. MODEL.TAG names weights that come with the package."""
+    """Weights and description, without building the model.
+
+    MODEL.TAG names weights that come with the package; a hub folder is read as a file is.
+    """
     path = shipped_file(str(path)) or path
+    if is_hub_folder(path):
+        return read_hub_folder(Path(path))
     tensors, metadata = read_tensors(Path(path))
     return tensors, _parse_info(Path(path), metadata)
 
@@ -158,7 +164,8 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[nn.Modu
     """The model of a file, in eval mode on the CPU, and its description.
 
     Args:
-        path: best.safetensors or last.safetensors of a run, a converted file, or MODEL.TAG of shipped weights.
+        path: best.safetensors or last.safetensors of a run, a converted file, a hub folder, or MODEL.TAG of shipped
+            weights.
         image_size: build it for another picture size, pixels; None: the one it was trained with.
 
     Raises:

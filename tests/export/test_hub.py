@@ -9,7 +9,7 @@ import torch
 from spikingformer.export import Preprocessing, describe, fold_batch_norm
 from spikingformer.export.hub import arguments_beyond_variant, push_hub_folder, save_hub_folder
 from spikingformer.export.model_card import CardFacts, EnergyEstimate, model_card
-from spikingformer.training.checkpoint import ModelInfo
+from spikingformer.training.checkpoint import ModelInfo, load_model
 
 from .conftest import small_model
 
@@ -144,3 +144,30 @@ def test_card_of_an_event_model_speaks_of_counts():
     card = model_card(describe(model), CardFacts())
     assert "Input: raw counts of events, channel 0 OFF, 1 ON, summed into 32x32 cells." in card
     assert "crop" not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shape", "kind"),
+    [
+        ("spikingformer_cml_4_384", {}, (2, 3, 16, 16), "pictures"),
+        ("spikformer_2_256", {"img_size": 32, "time_steps": 4}, (2, 4, 2, 32, 32), "events"),
+    ],
+)
+def test_commands_read_the_folder(tmp_path, name, overrides, shape, kind):
+    model = saved(tmp_path / "hub", name, **overrides)
+    again, info = load_model(tmp_path / "hub")
+    x = torch.rand(shape) * 2
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+    assert (info.class_names, info.kind, info.crop_fraction) == (tuple(NAMES), kind, 0.875)
+    assert info.image_size == tuple(model.config.img_size)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"architecture": "x", "num_classes": 5, "pretrained_cfg": {"input_size": [3, 16]}}']
+)
+def test_a_damaged_description_is_refused(tmp_path, text):
+    saved(tmp_path / "hub")
+    (tmp_path / "hub" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json: not the description of a hub folder"):
+        load_model(tmp_path / "hub")
