@@ -47,15 +47,17 @@ ROWS = {  # name: (model, batch, mode, rounds)
     "inference CIFAR Spikformer 4-384 b1": ("spikformer_cml_4_384", 1, "inference", 15),
     "training CIFAR Spikformer 4-384 b16": ("spikformer_cml_4_384", 16, "training", 5),
 }
-TRAINED = "spikingformer_cml_4_384"  # the model that comes with trained weights, in a small size for each tag
+TRAINED = "spikingformer_cml_4_384"  # the model that comes with trained weights
+PUBLISHED_SIZE = "cifar10_minutes"  # the tag whose weights have the model's own size; the others are small
 
 
 def trained_rows(tag: str) -> dict[str, tuple[str, int, str, int]]:
-    data = "CIFAR" if tag == "cifar10" else tag
+    data = "CIFAR" if tag.startswith("cifar10") else tag
+    size, batch = ("4-384", 16) if tag == PUBLISHED_SIZE else ("small", 64)
     return {
-        f"inference {data} trained small b32": (f"{TRAINED}.{tag}", 32, "inference", 7),
-        f"inference {data} trained small b1": (f"{TRAINED}.{tag}", 1, "inference", 15),
-        f"training {data} trained small b64": (f"{TRAINED}.{tag}", 64, "training", 5),
+        f"inference {data} trained {size} b32": (f"{TRAINED}.{tag}", 32, "inference", 7),
+        f"inference {data} trained {size} b1": (f"{TRAINED}.{tag}", 1, "inference", 15),
+        f"training {data} trained {size} b{batch}": (f"{TRAINED}.{tag}", batch, "training", 5),
     }
 
 
@@ -276,8 +278,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.pictures and args.checkpoint != "cifar10":
-        parser.error("--pictures are CIFAR-10's: give --checkpoint cifar10 too")
+    if args.pictures and not (args.checkpoint or "").startswith("cifar10"):
+        parser.error("--pictures are CIFAR-10's: give --checkpoint cifar10 or cifar10_minutes too")
     torch.set_num_threads(args.threads)
     if args.memory:
         return activation_memory(args.memory[0], args.memory[1], int(args.memory[2]))
