@@ -25,7 +25,14 @@ from spikingformer.training.signals import SAVED_AND_LEFT
 
 RECIPES = {name: f"recipes/{name}/spikingformer_cml_4_384_400e.yaml" for name in ("cifar10", "cifar100")}
 PUBLISHED_BATCH = 64
-FAST = ("augment.engine=batched", "precision=bf16", "workers=0", "log.tensorboard=false", "checkpoint.every_seconds=60")
+FAST = (
+    "augment.engine=batched",
+    "precision=bf16",
+    "channels_last=true",
+    "workers=0",
+    "log.tensorboard=false",
+    "checkpoint.every_seconds=60",
+)
 
 
 def run_overrides(recipe: str, batch_size: int, extra: list[str]) -> list[str]:

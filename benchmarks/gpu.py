@@ -495,13 +495,8 @@ def timed_row(report, model, plain, batch: int, compile_plain: bool) -> dict[str
             first_call[name] = time.monotonic() - start
             memory[name] = peak_megabytes(step)
             runners[name] = step
-    for name in (
-        "ours",
-        "ours_recomputing",
-        "plain",
-        "plain_compiled",
-        "spikingjelly_2",
-    ):  # `train` runs ours in a graph, too
+    # `train` runs ours in a graph; others may gain by one, too
+    for name in ("ours", "ours_recomputing", "plain", "plain_compiled", "spikingjelly_2"):
         if name in runners:
             with report.guard(competitor=f"{name}_graph", batch=batch):
                 runners[f"{name}_graph"] = captured(steps[name])
