@@ -1,7 +1,9 @@
 """Runs a program on the compiled kernels, all spikes as bits: in float32, or with int8 weights."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from .int8_reference import logits_of
 from .program import AddBits, Attention, Fire, Product, Program, Step, build_program
 
 FORMS = ("float32", "int8")
+_MOST_PLANS = 32
 CACHE_BYTES = 26 << 20  # slices of the batch are cut so that their widest currents stay about this small
 
 
@@ -92,6 +95,19 @@ def _pack_stem(weight: Tensor) -> Tensor:
     return inputs.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The calls behind the stem for one shape, to be made again as they are.
+
+    At batch 1 the Python that works them out takes several percent of a run.
+    """
+
+    calls: list[tuple[Callable[..., None], tuple]]  # the first one's first argument is the stem's output
+    kept: list[Any]  # what the arguments point to
+    result: Tensor
+    tokens: int
+
+
 def _words(channels: int) -> int:
     return (channels + 63) // 64
 
@@ -128,6 +144,8 @@ class Engine:
                     quantize_neuron(step.lif)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._odd = False  # which of two buffers took the last spikes
+        self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
+        self._made: _Plan | None = None  # under way
 
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
@@ -159,8 +177,18 @@ class Engine:
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         kept = self._buffers.get((name, dtype))
         if kept is None or len(kept) < size:
+            self._plans.clear()
+            self._made = None
             kept = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
         return kept[:size]
+
+    def _call(self, name: str, signature: str, *args: Any, keep: Any = None) -> None:
+        """Calls a kernel, and notes the call for the next time. `keep`: what an address in `args` belongs to."""
+        function = kernel(name, signature)
+        if self._made is not None:
+            self._made.calls.append((function, args))
+            self._made.kept.append(keep)
+        function(*args)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward_steps(x)[-1]
@@ -190,22 +218,40 @@ class Engine:
         return -(-len(x) // max(slices, 1))
 
     def _run(self, x: Tensor, steps: int) -> Tensor:
-        batch, (height, width) = len(x), x.shape[-2:]
-        still = x.ndim == 4
         threads = torch.get_num_threads()
+        key = (tuple(x.shape), steps, threads)
+        first, *behind = self.program.steps
+        assert isinstance(first, Product)
+        current = self._stem(x, self._packed[first.name])
+        if (plan := self._plans.get(key)) is None:
+            plan = self._first_run(behind, current, x, steps, threads)
+            if self._made is not None:  # no buffer had to grow meanwhile
+                if len(self._plans) == _MOST_PLANS:
+                    self._plans.clear()
+                self._plans[key] = plan
+        else:
+            function, args = plan.calls[0]
+            function(current.data_ptr(), *args[1:])
+            for function, args in plan.calls[1:]:
+                function(*args)
+        return self._head(plan.result, steps, len(x), plan.tokens, threads)
+
+    def _first_run(self, program: list[Step], current: Tensor, x: Tensor, steps: int, threads: int) -> _Plan:
+        """The steps behind the stem on its output."""
+        self._made = plan = _Plan([], [], current, 0)
+        self._odd = False
+        batch, (height, width) = len(x), x.shape[-2:]
+        channels, repeated = self._packed[self.program.steps[0].name].outputs, x.ndim == 4
         element = torch.int16 if self.integer else torch.float32
-        current = bits = stream = self._buffer("none", 1, element)
-        counts, channels, repeated = self._buffer("none", 1, torch.uint8), 0, False
+        bits = stream = self._buffer("none", 1, element)
+        counts = self._buffer("none", 1, torch.uint8)
         added = 0  # how often spikes were added to the counts: their largest value
         fired: Fire | None = None  # the neurons that the last product's call has fired already
-        for step, after in zip(self.program.steps, (*self.program.steps[1:], None), strict=True):
+        for step, after in zip(program, (*program[1:], None), strict=True):
             tokens = steps * batch * height * width
             if isinstance(step, Product):
                 p = self._packed[step.name]
                 channels = p.outputs
-                if step.source == "picture":
-                    current, repeated = self._stem(x, p), still
-                    continue
                 out = stream if step.into == "add" else self._buffer(step.into, tokens * p.outputs, element)
                 args = _ProductArgs(
                     (counts if step.source == "counts" else bits).data_ptr(), p.weight.data_ptr(),
@@ -217,7 +263,8 @@ class Engine:
                 if fired is not None:
                     bits = self._product_fire(args, fired, steps, step.into != "current")
                 else:
-                    kernel("engine_product_i8" if self.integer else "engine_product_f32", "p")(ctypes.addressof(args))
+                    name = "engine_product_i8" if self.integer else "engine_product_f32"
+                    self._call(name, "p", ctypes.addressof(args), keep=args)
                 if step.into == "current":
                     current = out
                 else:
@@ -240,11 +287,12 @@ class Engine:
             else:
                 assert isinstance(step, AddBits)
                 counts = self._buffer("counts", tokens * channels, torch.uint8)
-                kernel("engine_add_bits", "pllipi")(
-                    bits.data_ptr(), tokens, channels, int(step.replace), counts.data_ptr(), threads
-                )
+                self._call(
+                    "engine_add_bits", "pllipi",
+                    bits.data_ptr(), tokens, channels, int(step.replace), counts.data_ptr(), threads,
+                )  # fmt: skip
                 added = 1 if step.replace else added + 1
-        return self._head(counts if self.program.counts else stream, steps, batch, height * width, threads)
+        return replace(plan, result=counts if self.program.counts else stream, tokens=height * width)
 
     def _bits(self, size: int) -> Tensor:
         """A buffer of spikes that is not the last one: a product may still read that."""
@@ -255,9 +303,10 @@ class Engine:
         """The spikes of neurons on a product's currents, in one call."""
         out = self._bits(args.images * args.height * args.width * _words(args.outputs))
         n = quantize_neuron(fire.lif)
-        kernel("engine_product_fire_i8", "pliiiip")(
-            ctypes.addressof(args), steps, int(keep_currents), n.keep, n.take, n.threshold, out.data_ptr()
-        )
+        self._call(
+            "engine_product_fire_i8", "pliiiip",
+            ctypes.addressof(args), steps, int(keep_currents), n.keep, n.take, n.threshold, out.data_ptr(), keep=args,
+        )  # fmt: skip
         return out
 
     def _stem(self, x: Tensor, p: _Packed) -> Tensor:
@@ -293,14 +342,16 @@ class Engine:
         shape = (int(repeated), steps, batch, height, width, channels, int(pool))
         if self.integer:
             n = quantize_neuron(step.lif)
-            kernel("engine_fire_i16", "pillllliiiipi")(
-                source.data_ptr(), *shape, n.keep, n.take, n.threshold, out.data_ptr(), threads
-            )
+            self._call(
+                "engine_fire_i16", "pillllliiiipi",
+                source.data_ptr(), *shape, n.keep, n.take, n.threshold, out.data_ptr(), threads,
+            )  # fmt: skip
         else:
             neuron = _float_neuron(steps, step.lif)
-            kernel("engine_fire_f32", "pilllllippi")(
-                source.data_ptr(), *shape, ctypes.addressof(neuron), out.data_ptr(), threads
-            )
+            self._call(
+                "engine_fire_f32", "pilllllippi",
+                source.data_ptr(), *shape, ctypes.addressof(neuron), out.data_ptr(), threads, keep=neuron,
+            )  # fmt: skip
         return out
 
     def _pool(
@@ -308,8 +359,16 @@ class Engine:
     ) -> Tensor:
         words = _words(channels)
         pooled = self._bits(steps * batch * -(-height // 2) * -(-width // 2) * words)
-        kernel("engine_pool_bits", "pllllpi")(
-            bits.data_ptr(), steps * batch, height, width, words, pooled.data_ptr(), threads
+        self._call(
+            "engine_pool_bits",
+            "pllllpi",
+            bits.data_ptr(),
+            steps * batch,
+            height,
+            width,
+            words,
+            pooled.data_ptr(),
+            threads,
         )
         return pooled
 
@@ -327,14 +386,17 @@ class Engine:
         shape = (steps, batch, tokens, channels, step.heads)
         if self.integer:
             n = quantize_neuron(step.lif)
-            kernel("engine_attention_i16", "pllllliiiipi")(
-                qkv.data_ptr(), *shape, quantize_scale(step.scale), n.keep, n.take, n.threshold, out.data_ptr(), threads
-            )
+            scale = quantize_scale(step.scale)
+            self._call(
+                "engine_attention_i16", "pllllliiiipi",
+                qkv.data_ptr(), *shape, scale, n.keep, n.take, n.threshold, out.data_ptr(), threads,
+            )  # fmt: skip
         else:
             neuron = _float_neuron(steps, step.lif)
-            kernel("engine_attention_f32", "plllllfppi")(
-                qkv.data_ptr(), *shape, step.scale, ctypes.addressof(neuron), out.data_ptr(), threads
-            )
+            self._call(
+                "engine_attention_f32", "plllllfppi",
+                qkv.data_ptr(), *shape, step.scale, ctypes.addressof(neuron), out.data_ptr(), threads, keep=neuron,
+            )  # fmt: skip
 
     def _head(self, stream: Tensor, steps: int, batch: int, tokens: int, threads: int) -> Tensor:
         channels = self.program.config.embed_dim
