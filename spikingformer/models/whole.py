@@ -77,27 +77,43 @@ def is_as_built(model: nn.Module) -> bool:
 
 
 def _state(model: nn.Module) -> tuple | None:
-    """What must not change for a piece to stay right, or None where the modules have to be called one by one."""
+    """What must not change for a piece to stay right, or None where the modules have to be called one by one.
+
+    It is taken at every call, and a small model's call takes little longer: so modules are walked by hand here.
+    """
     tensors: list[Tensor] = []
-    kinds: list[object] = []  # and settings
-    for module in model.modules():
-        kind = type(module)
-        if module.training or not kind.__module__.startswith(_PLAIN_SOURCES) or not is_unwatched(module):
+    found: list[object] = []  # kinds of modules, their settings and children
+    kinds: set[type] = set()
+    left = [model]
+    while left:
+        module = left.pop()
+        own = module.__dict__
+        if own["training"] or not is_unwatched(module):
             return None
-        kinds.append(kind)
-        kinds += [v for v in module.__dict__.values() if type(v) in _SETTINGS]
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is None:
-                continue
-            if tensor.is_inference() or tensor.device.type != "cpu":
+        kind = type(module)
+        kinds.add(kind)
+        found.append(kind)
+        found += [v for v in own.values() if type(v) in _SETTINGS]
+        if children := own["_modules"]:
+            if None in children.values():
                 return None
-            if tensor.dtype == torch.float32 and is_dense(tensor):
-                tensors.append(tensor)
-            elif tensor.dtype != torch.int64:  # BatchNorm's count of batches
-                return None
+            found += children
+            left += children.values()
+        for held in (own["_parameters"], own["_buffers"]):
+            for tensor in held.values():
+                if tensor is None:
+                    continue
+                if not tensor.is_cpu or tensor.is_inference():
+                    return None
+                if tensor.dtype is torch.float32 and is_dense(tensor):
+                    tensors.append(tensor)
+                elif tensor.dtype is not torch.int64:  # BatchNorm's count of batches
+                    return None
+    if not all(kind.__module__.startswith(_PLAIN_SOURCES) for kind in kinds):
+        return None
     # Versions see every change but those through `.data`: the fingerprint sees most of them.
-    versions = tuple((id(t), t._version) for t in tensors)
-    return current_isa(), tuple(kinds), versions, fingerprint(tensors)
+    versions = [(id(t), t._version) for t in tensors]
+    return current_isa(), found, versions, fingerprint(tensors)
 
 
 def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
