@@ -57,7 +57,12 @@ def ship(
     table = {**read_table(folder), name: entry}
     rows = [asdict(table[key]) for key in sorted(table)]
     (folder / TABLE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(_card(entry, info, weights, path.stat().st_size / 1e6), encoding="utf-8")
+    card = _card(entry, info, weights, path.stat().st_size / 1e6)
+    if dtype is not None:
+        card += (
+            f"\nThe accuracy is that of the weights before they were rounded to {str(dtype).removeprefix('torch.')}.\n"
+        )
+    (folder / f"{name}.md").write_text(card, encoding="utf-8")
     return entry
 
 

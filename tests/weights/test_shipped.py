@@ -110,3 +110,12 @@ def test_shipping_writes_file_row_and_card_in_half_the_size(tmp_path):
     again = ship(entry.path, "other", entry.recipe, entry.result, tmp_path)
     assert sorted(read_table(tmp_path)) == [f"{entry.model}.copy", f"{entry.model}.other"]
     assert dataclasses.replace(again, tag="copy", file="", sha256="") == dataclasses.replace(made, file="", sha256="")
+
+
+def test_a_card_says_that_weights_were_rounded(tmp_path):
+    for name, dtype in (("whole", None), ("rounded", torch.bfloat16)):
+        folder = tmp_path / name
+        folder.mkdir()
+        ship(shipped_weights()[DIGITS].path, "digits", "recipe", "result", folder, dtype)
+        card = (folder / f"{DIGITS}.md").read_text()
+        assert ("rounded to bfloat16" in card) == (dtype is not None)
