@@ -21,12 +21,26 @@ class UnreadablePicture:
 def decode_picture(stream: BinaryIO, channels: int, name: str) -> Image.Image | UnreadablePicture:
     """An RGB (3 channels) or grey (1 channel) picture, fully decoded."""
     try:
-        picture = Image.open(stream)
+        picture = _to_eight_bits(Image.open(stream))
         return picture.convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError:  # its own text shows a Python object
         return UnreadablePicture(name, "not a picture of a known format")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         return UnreadablePicture(name, str(error))  # Pillow raises SyntaxError for some broken PNG files
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey pictures of 16 bits scaled to 8: Pillow's own conversion would make everything above 255 white."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and values.min() >= 0 and 255 < values.max() < 2**16):
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if picture.mode == "I" and values.min() >= 0 and values.max() < 256:
+        return Image.fromarray(values.astype(np.uint8))
+    raise ValueError(
+        f"values from {values.min()} to {values.max()} (Pillow's mode {picture.mode}): expected 8 or 16 bits a channel"
+    )
 
 
 class PictureFiles:

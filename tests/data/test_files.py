@@ -10,7 +10,7 @@ from PIL import Image
 
 from spikingformer.data import imagenet
 from spikingformer.data.checking import check_data
-from spikingformer.data.folder import PictureFiles, UnreadablePicture, part_root
+from spikingformer.data.folder import PictureFiles, UnreadablePicture, decode_picture, part_root
 from spikingformer.data.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, prepare_imagenet
 from spikingformer.data.loading import SampleEvaluation, SampleTraining
 from spikingformer.data.per_sample import evaluation_transform
@@ -143,6 +143,25 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
     files = PictureFiles(tmp_path, 3)
     assert len(files) == 5
     assert all(files[i][0].mode == "RGB" for i in range(5))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_of_grey_are_scaled(tmp_path, format):
+    grey = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "p", format)
+    for channels in (1, 3):
+        with (tmp_path / "p").open("rb") as file:
+            found = np.asarray(decode_picture(file, channels, "p"))
+        assert np.array_equal(found.reshape(256, -1)[:, 0], np.arange(256))
+
+
+@pytest.mark.parametrize("values", [[[-3, 4]], [[0, 70000]]])
+def test_values_of_no_known_depth_are_refused(tmp_path, values):
+    Image.fromarray(np.array(values, np.int32)).save(tmp_path / "p.tiff")
+    with (tmp_path / "p.tiff").open("rb") as file:
+        found = decode_picture(file, 3, "p.tiff")
+    assert isinstance(found, UnreadablePicture)
+    assert "expected 8 or 16 bits" in found.reason
 
 
 def test_huge_picture_is_refused(tmp_path, monkeypatch):
