@@ -147,6 +147,10 @@ class Engine:
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
         self._made: _Plan | None = None  # under way
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has buffers of its own, and calls that point into them."""
+        return {**self.__dict__, "_buffers": {}, "_plans": {}, "_made": None}
+
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
         none = torch.empty(0)

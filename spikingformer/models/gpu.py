@@ -46,17 +46,25 @@ def features_on_gpu(model: Any, frames: Tensor, repeats: int) -> Tensor | None:
 def _serves(model: Any, frames: Tensor) -> bool:
     c = model.config
     tokens = frames.shape[-2] * frames.shape[-1] // c.patch_size**2
-    if tokens > _MOST_TOKENS or (model.training and c.drop_path_rate):
+    if tokens > _MOST_TOKENS:
         return False
     for module in model.modules():
         if not is_unwatched(module):
             return False
         if isinstance(module, nn.BatchNorm2d):
-            if module.momentum is None or module.running_mean is None or module.weight is None:
+            if module.momentum is None or any(t is None for t in (module.running_mean, module.weight, module.bias)):
                 return False
         elif type(module) is nn.Identity and module is not model.head:
             return False  # a folded BatchNorm
-    return is_as_built(model)
+    if not is_as_built(model):
+        return False
+    for block in model.blocks:
+        if block.drop_path.training and block.drop_path.rate:
+            return False
+        together = [part.bn for part in (block.attn.q, block.attn.k, block.attn.v)]
+        if len({(bn.training, getattr(bn, "momentum", None)) for bn in together}) > 1:
+            return False  # they run as one
+    return True
 
 
 def _product(weight: Tensor, bias: Tensor | None, s: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ class _Walk:
                 offset = offset + 0.0 * bias
             self._keep_statistics(norms, running, bias)
         else:
-            mean, rstd = running[0].clone(), (running[1] + norms[0].eps).rsqrt()
+            mean, rstd = running[0].clone().float(), (running[1].float() + norms[0].eps).rsqrt()
         spikes, current = self.ops.bn_pool_lif(
             y, mean, rstd, gain, offset, config, pool, batch_statistics=training, repeats=repeats, **extras
         )

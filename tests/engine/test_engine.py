@@ -1,5 +1,7 @@
 """The engine against the model (float32) and against its integer definition (int8, bit for bit), on every path."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -143,3 +145,14 @@ def test_refusals():
             engine = Engine(small("spikingformer_cml_4_384")[0])
         with pytest.raises(RuntimeError, match="was packed for"):
             engine(x)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_a_copy_of_a_used_engine_has_memory_of_its_own(form):
+    model, x = small()
+    engine = Engine(model, form)
+    first = [engine(x) for _ in range(3)][-1]
+    other = pickle.loads(pickle.dumps(engine))
+    assert all(torch.equal(other(x), first) for _ in range(3))
+    other(-x)
+    assert torch.equal(engine(x), first)

@@ -96,13 +96,16 @@ def test_frozen_norms_in_training(device, served):
         lambda m: setattr(m.stem.stages[0].bn, "momentum", None),
         lambda m: setattr(m.stem.last, "bn", nn.Identity()),
         lambda m: setattr(m.blocks[0].attn, "heads", 1),
+        lambda m: m.blocks[0].attn.k.train(),
+        lambda m: setattr(m.blocks[0].attn.v.bn, "momentum", 0.5),
+        lambda m: setattr(m.blocks[0].mlp.fc1.bn, "bias", None),
     ],
-    ids=["hook", "module", "momentum", "folded", "setting"],
+    ids=["hook", "module", "momentum", "folded", "setting", "mixed modes", "mixed momenta", "no bias"],
 )
 def test_steps_aside(change, device, served):
     model, x = tiny("spikingformer_cml_4_384", device, depth=1)
-    change(model)
-    model.eval()(x)
+    change(model.eval())
+    model(x)
     assert not served[-1]
 
 
@@ -111,6 +114,9 @@ def test_drop_path_steps_aside_in_training_only(device, served):
     model.eval()(x)
     assert served[-1]
     model.train()(x)
+    assert not served[-1]
+    model.eval().blocks.train()
+    model(x)
     assert not served[-1]
 
 
