@@ -1,5 +1,6 @@
 """Stochastic depth for tensors whose first axis is time."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,11 +17,19 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors(x)
+        return x if factors is None else x * factors.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+
+    def factors(self, x: Tensor) -> Tensor | None:
+        """What each sample of x (T, B, ...) is to be multiplied by, (B,), drawn anew; None where nothing is dropped.
+
+        In float32, or float64 for such x.
+        """
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty((1, x.shape[1]) + (1,) * (x.ndim - 2)).bernoulli_(keep).div_(keep)
-        return x * mask
+        drawn = x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        return drawn.bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikingformer.layers import ConvBN, ConvBNLIF
+from spikingformer.layers import ConvBN, ConvBNLIF, DropPath
 from spikingformer.layers.fused import is_unwatched, watches_calls
 from spikingformer.neurons import LIFConfig, choose_backend
 
@@ -59,8 +59,6 @@ def _serves(model: Any, frames: Tensor) -> bool:
     if not is_as_built(model):
         return False
     for block in model.blocks:
-        if block.drop_path.training and block.drop_path.rate:
-            return False
         together = [part.bn for part in (block.attn.q, block.attn.k, block.attn.v)]
         if len({(bn.training, getattr(bn, "momentum", None)) for bn in together}) > 1:
             return False  # they run as one
@@ -121,10 +119,10 @@ class _Walk:
             y, mean, rstd, gain, offset, config, pool, batch_statistics=training, repeats=repeats, **extras
         )
         if self.recompute and "spike_residual" not in extras:  # with it, the whole stream would be computed again
-            residual = extras.get("residual")
+            residual, scale = extras.get("residual"), extras.get("scale")
             kept: Any = [None if x is None else x.detach() for x in (y, mean, rstd, gain, offset, residual)]
             fused: Any = self.ops.bn_pool_lif
-            again = partial(fused, *kept[:5], config, pool, residual=kept[5], repeats=repeats)
+            again = partial(fused, *kept[:5], config, pool, residual=kept[5], scale=scale, repeats=repeats)
             self._latest = Recomputable(spikes, lambda: again()[0])
         return spikes, current
 
@@ -152,29 +150,36 @@ class _Walk:
         return out.unflatten(2, (h, w)).permute(0, 1, 4, 2, 3)
 
     def _spikformer(self, s: Tensor) -> Tensor:
-        def add(layer: ConvBNLIF, s: Tensor, stream: Tensor) -> Tensor:
-            return self._fire([layer], s, layer.lif.config, spike_residual=stream)[0]
+        def add(layer: ConvBNLIF, s: Tensor, stream: Tensor, drop: DropPath | None = None) -> Tensor:
+            factors = None if drop is None else drop.factors(s)
+            if factors is None:
+                return self._fire([layer], s, layer.lif.config, spike_residual=stream)[0]
+            s = self._fire([layer], s, layer.lif.config)[0]
+            return torch.addcmul(stream, s, factors.to(s.dtype).view(-1, 1, 1, 1))
 
         x = add(self.model.stem.rpe, s, s)
         for block in self.model.blocks:
-            x = add(block.attn.proj, self._attention(block.attn, x), x)
-            x = add(block.mlp.fc2, self._fire([block.mlp.fc1], x, block.mlp.fc1.lif.config)[0], x)
+            x = add(block.attn.proj, self._attention(block.attn, x), x, block.drop_path)
+            x = add(block.mlp.fc2, self._fire([block.mlp.fc1], x, block.mlp.fc1.lif.config)[0], x, block.drop_path)
         return x
 
     def _spikingformer(self, s: Tensor) -> Tensor:
-        def join(layer: ConvBN, s: Tensor, config: LIFConfig, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        def join(
+            layer: ConvBN, s: Tensor, config: LIFConfig, stream: Tensor | None, scale: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
             """(spikes, current): a product joins the residual stream, which fires at once."""
-            return self._fire([layer], s, config, residual=stream, want_current=True)
+            return self._fire([layer], s, config, residual=stream, want_current=True, scale=scale)
 
         blocks = list(self.model.blocks)
         s, x = join(self.model.stem.last, s, blocks[0].attn.lif.config, None)
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-            s, x = join(block.attn.proj, self._attention(block.attn, s), block.mlp.lif.config, x)
+            s = self._attention(block.attn, s)
+            s, x = join(block.attn.proj, s, block.mlp.lif.config, x, block.drop_path.factors(s))
             s = self._fire([block.mlp.fc1], s, block.mlp.fc1.lif.config)[0]
             if following is not None:
-                s, x = join(block.mlp.fc2, s, following.attn.lif.config, x)
+                s, x = join(block.mlp.fc2, s, following.attn.lif.config, x, block.drop_path.factors(s))
         last = blocks[-1].mlp.fc2  # nothing fires after it
         with self._reading(s):
             y = _product(last.conv.weight, last.conv.bias, s)
         assert x is not None
-        return x + last.bn(y.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x + blocks[-1].drop_path(last.bn(y.flatten(0, 1)).unflatten(0, x.shape[:2]))

@@ -100,8 +100,10 @@ def test_what_cannot_be_captured_runs_on(caplog):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_a_run_has_the_same_weights_with_and_without(precision, tmp_path):
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_a_run_has_the_same_weights_with_and_without(precision, drop_path, tmp_path):
+    kwargs: dict = {"precision": precision, "model__drop_path_rate": drop_path}
     for name, graph in (("with", True), ("without", False)):
-        recipe = tiny_recipe(device="cuda", cuda_graph=graph, precision=precision, deterministic=True, batch_size=100)
+        recipe = tiny_recipe(device="cuda", cuda_graph=graph, deterministic=True, batch_size=100, **kwargs)
         train(recipe, tmp_path / name)
     assert_same_tensors(tmp_path / "with" / LAST_FILE, tmp_path / "without" / LAST_FILE)

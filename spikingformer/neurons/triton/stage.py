@@ -75,10 +75,11 @@ def _outputs(y: Tensor, residual: Tensor | None, want_current: bool, pool: str, 
     "spikingformer::triton_bn_pool_lif",
     mutates_args=(),
     schema="(Tensor y, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual, Tensor? spike_residual, "
-    f"bool batch_statistics, bool want_current, str pool, int repeats, {NEURON_SCHEMA}) -> (Tensor, Tensor)",
+    f"Tensor? scale, bool batch_statistics, bool want_current, str pool, int repeats, {NEURON_SCHEMA}) "
+    "-> (Tensor, Tensor)",
 )
 def triton_bn_pool_lif(
-    y, mean, rstd, weight, bias, residual, spike_residual, batch_statistics, want_current, pool, repeats, *neuron
+    y, mean, rstd, weight, bias, residual, spike_residual, scale, batch_statistics, want_current, pool, repeats, *neuron
 ):
     """(spikes, current or an empty tensor)."""
     constants = compile_time_neuron(LIFConfig(*neuron))
@@ -90,8 +91,8 @@ def triton_bn_pool_lif(
     with on_device(y):
         if pool == "none":
             stage_forward[tiles.grid](
-                *inputs, channels_last(residual), channels_last(spike_residual), s, current if want_current else None,
-                tiles.rows, time_stride(y),
+                *inputs, channels_last(residual), channels_last(spike_residual), scale,
+                s, current if want_current else None, tiles.rows, time_stride(y), height * width,
                 steps, tiles.channels, constants, tiles.block_rows, tiles.block_channels,
                 num_warps=tiles.warps, **OPTIONS,
             )  # fmt: skip
@@ -111,7 +112,9 @@ def triton_bn_pool_lif(
 
 
 @triton_bn_pool_lif.register_fake
-def _(y, mean, rstd, weight, bias, residual, spike_residual, batch_statistics, want_current, pool, repeats, *neuron):
+def _(
+    y, mean, rstd, weight, bias, residual, spike_residual, scale, batch_statistics, want_current, pool, repeats, *neuron
+):
     return _outputs(y, residual, want_current, pool, repeats)
 
 
@@ -136,15 +139,16 @@ def _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constant
         num_warps=tiles.warps, **OPTIONS,
     )  # fmt: skip
     sums = _combine(partial, tiles)
-    return _normalisation_backward(y, affine, gz, index, sums if batch_statistics else None), sums
+    return _normalisation_backward(y, affine, gz, index, None, sums if batch_statistics else None), sums
 
 
-def _normalisation_backward(y, affine, gz, index, sums):
+def _normalisation_backward(y, affine, gz, index, scale, sums):
+    sites = y[0].numel() // y.shape[2]
     tiles = Tiles.of(y.numel() // y.shape[2], y.shape[2], 1, y.element_size())
     height, width = (1, 1) if index is None else y.shape[3:]  # compiled in: one kernel for all sizes without a pool
     grad_y = empty_channels_last(y, y.shape[0], y.shape[3:], y.dtype)
     normalisation_backward[tiles.grid](
-        y, *affine, gz, index, sums, grad_y, tiles.rows, 1.0 / tiles.rows,
+        y, *affine, gz, index, scale, sums, grad_y, tiles.rows, 1.0 / tiles.rows, sites, sites // y.shape[1],
         tiles.channels, height, width, tiles.block_rows, tiles.block_channels,
         num_warps=tiles.warps, **OPTIONS,
     )  # fmt: skip
@@ -152,10 +156,11 @@ def _normalisation_backward(y, affine, gz, index, sums):
 
 
 def _backward_without_cml(
-    y, affine, residual, grad_s, grad_current, want_gz, batch_statistics, pool, repeats, constants
+    y, affine, residual, scale, grad_s, grad_current, want_gz, batch_statistics, pool, repeats, constants
 ):
     """(grad_y, sums, gz or None). Two passes where the sums are part of grad_y, else one."""
     height, width = y.shape[3:]
+    sites_of_sample = height * width
     steps, channels = y.shape[0] * repeats, y.shape[2]
     index = None
     if pool == "none":
@@ -178,9 +183,10 @@ def _backward_without_cml(
 
     def run(sums, partial, gz, grad_y):
         stage_backward[tiles.chunk_grid](
-            y, *affine, residual, grad_s, index, grad_current, sums, partial, gz, grad_y,
-            tiles.rows, tiles.chunk, time_stride(y), grad_s[0].numel(), 1.0 / (y.numel() // channels),
-            repeats > 1, steps, channels, height, width, constants, tiles.block_rows, tiles.block_channels,
+            y, *affine, residual, scale, grad_s, index, grad_current, sums, partial, gz, grad_y,
+            tiles.rows, tiles.chunk, time_stride(y), grad_s[0].numel(), sites_of_sample,
+            1.0 / (y.numel() // channels), repeats > 1, steps, channels, height, width, constants,
+            tiles.block_rows, tiles.block_channels,
             num_warps=tiles.warps, **OPTIONS,
         )  # fmt: skip
 
@@ -190,7 +196,7 @@ def _backward_without_cml(
         if gz is None:
             run(sums, None, None, grad_y)
         else:  # dL/dz is in memory for the residual's sake: no need to run the neurons again
-            grad_y = _normalisation_backward(y, affine, gz, None, sums)
+            grad_y = _normalisation_backward(y, affine, gz, None, scale, sums)
     return grad_y, sums, gz
 
 
@@ -198,12 +204,13 @@ def _backward_without_cml(
     "spikingformer::triton_bn_pool_lif_backward",
     mutates_args=(),
     schema="(Tensor grad_s, Tensor? grad_current, Tensor y, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, "
-    f"Tensor? residual, bool want_residual, bool batch_statistics, str pool, int repeats, {NEURON_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? residual, Tensor? scale, bool want_residual, bool batch_statistics, str pool, int repeats, "
+    f"{NEURON_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def triton_bn_pool_lif_backward(
-    grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, batch_statistics, pool, repeats, *neuron
-):
+    grad_s, grad_current, y, mean, rstd, weight, bias, residual, scale,
+    want_residual, batch_statistics, pool, repeats, *neuron,
+):  # fmt: skip
     """(grad of y, [2, C] grads of bias and weight, grad of the residual or an empty tensor)."""
     constants = compile_time_neuron(LIFConfig(*neuron))
     affine = (mean, rstd, weight, bias)
@@ -214,15 +221,17 @@ def triton_bn_pool_lif_backward(
             grad_y, sums = _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constants)
         else:
             grad_y, sums, gz = _backward_without_cml(
-                y, affine, residual, grad_s, grad_current, want_residual, batch_statistics, pool, repeats, constants
-            )
+                y, affine, residual, scale, grad_s, grad_current, want_residual,
+                batch_statistics, pool, repeats, constants,
+            )  # fmt: skip
     return grad_y, sums, y.new_empty(0) if gz is None else gz
 
 
 @triton_bn_pool_lif_backward.register_fake
 def _(
-    grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, batch_statistics, pool, repeats, *neuron
-):
+    grad_s, grad_current, y, mean, rstd, weight, bias, residual, scale,
+    want_residual, batch_statistics, pool, repeats, *neuron,
+):  # fmt: skip
     grad_y = empty_channels_last(y, y.shape[0], y.shape[3:], y.dtype)
     sums = y.new_empty(2, y.shape[2], dtype=torch.float32)
     if not want_residual:
@@ -231,15 +240,15 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):
-    y, mean, rstd, weight, bias, residual, _, batch_statistics, _, pool, repeats, *neuron = inputs
+    y, mean, rstd, weight, bias, residual, _, scale, batch_statistics, _, pool, repeats, *neuron = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(y, mean, rstd, weight, bias, residual)
+    ctx.save_for_backward(y, mean, rstd, weight, bias, residual, scale)
     ctx.spikes_like = output[0].shape
     ctx.settings = (batch_statistics, pool, repeats, *neuron)
 
 
 def _backward(ctx, grad_s, grad_current):
-    y, mean, rstd, weight, bias, residual = ctx.saved_tensors
+    y, mean, rstd, weight, bias, residual, scale = ctx.saved_tensors
     spike_residual_grad = grad_s
     if grad_s is None:
         grad_s = y.new_zeros(ctx.spikes_like)
@@ -247,7 +256,7 @@ def _backward(ctx, grad_s, grad_current):
         grad_current = None
     want_residual = residual is not None and ctx.needs_input_grad[5]
     grad_y, sums, gz = triton_bn_pool_lif_backward(
-        grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, *ctx.settings
+        grad_s, grad_current, y, mean, rstd, weight, bias, residual, scale, want_residual, *ctx.settings
     )
     grad_bias, grad_weight = sums.unbind(0)
     return (
@@ -258,7 +267,7 @@ def _backward(ctx, grad_s, grad_current):
         grad_bias.to(bias.dtype),
         gz if want_residual else None,
         spike_residual_grad if ctx.needs_input_grad[6] else None,
-        *[None] * (4 + NEURON_ARGUMENTS),
+        *[None] * (5 + NEURON_ARGUMENTS),
     )
 
 
@@ -295,16 +304,18 @@ def bn_pool_lif(
     pool: str | None = None,
     residual: Tensor | None = None,
     spike_residual: Tensor | None = None,
+    scale: Tensor | None = None,
     batch_statistics: bool = False,
     want_current: bool = False,
     repeats: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Spikes of LIF(pool((y - mean) * rstd * weight + bias + residual)) + spike_residual.
+    """Spikes of LIF(pool(scale * ((y - mean) * rstd * weight + bias) + residual)) + spike_residual.
 
     y: (T, B, C, H, W), a product's output in float32, bfloat16 or float16.
     mean, rstd: (C,) float32, from `bn_statistics`, or running_mean and 1 / sqrt(running_var + eps).
     pool: None; "cml": MaxPool(3, 2, 1) of the current, then fire; "sps": fire, then pool the spikes.
     residual: like y; added to the current. spike_residual: like the spikes; added to them. Both without a pool only.
+    scale: (B,) float32, for each sample, as of drop path; without a pool only.
     batch_statistics: mean and rstd came from y itself, so that y's gradient runs through them too.
     want_current: give the current (before the neuron) as well; in the residual's dtype, or y's without one.
     repeats: a still picture's y comes with T = 1 and fires for T = `repeats` steps; without residuals or current.
@@ -315,16 +326,18 @@ def bn_pool_lif(
     check_float("y", y)
     if pool not in POOLS:
         raise ValueError(f"pool must be one of {POOLS}, got {pool!r}")
-    extras = residual is not None or spike_residual is not None or want_current
+    extras = want_current or any(extra is not None for extra in (residual, spike_residual, scale))
     if extras and (pool is not None or repeats > 1):
-        raise ValueError("a residual or the current was asked for together with a pool or repeats: run them apart")
+        raise ValueError("residual, scale or current asked for together with a pool or repeats: run them apart")
+    if scale is not None and (scale.shape != y.shape[1:2] or scale.dtype != torch.float32):
+        raise ValueError(f"scale must be float32 of shape ({y.shape[1]},), got {scale.dtype} of {tuple(scale.shape)}")
     if repeats < 1 or (repeats > 1 and y.shape[0] != 1):
         raise ValueError(f"repeats needs y with T = 1, got T = {y.shape[0]} and repeats = {repeats}")
     for name, extra in (("residual", residual), ("spike_residual", spike_residual)):
         if extra is not None and extra.shape != y.shape:
             raise ValueError(f"{name} must have y's shape {tuple(y.shape)}, got {tuple(extra.shape)}")
     s, current = triton_bn_pool_lif(
-        y, mean, rstd, weight, bias, residual, spike_residual, batch_statistics, want_current, pool or "none", repeats,
-        *neuron_arguments(config),
+        y, mean, rstd, weight, bias, residual, spike_residual, scale,
+        batch_statistics, want_current, pool or "none", repeats, *neuron_arguments(config),
     )  # fmt: skip
     return s, current if want_current else None

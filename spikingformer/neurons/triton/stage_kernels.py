@@ -3,7 +3,8 @@
 
 Axes: STEPS time steps, S sites (batch, row, column), C channels last. y, residual, currents and gradients are
 [STEPS, S, C]; `*_stride` is the distance of two time steps, 0 where y stands for a repeated picture (REPEATED: then
-its gradient is summed over time). z = (y - mean) * rstd * weight + bias.
+its gradient is summed over time). z = (y - mean) * rstd * weight + bias, times the sample's scale where there is
+one; `sites_of_sample` is rows * columns.
 """
 
 import triton
@@ -38,6 +39,21 @@ def add_steps(a, b, STEPS: tl.constexpr):
     out = ()
     for t in tl.static_range(STEPS):
         out = out + (a[t] + b[t],)
+    return out
+
+
+@triton.jit
+def load_scale(scale_ptr, sites, S, sites_of_sample):
+    """The samples' scales at sites [BLOCK_S], as [BLOCK_S, 1]."""
+    return tl.load(scale_ptr + sites // sites_of_sample, mask=sites < S, other=0.0)[:, None]
+
+
+@triton.jit
+def scale_steps(a, scale, STEPS: tl.constexpr):
+    """A tuple of tiles, each multiplied."""
+    out = ()
+    for t in tl.static_range(STEPS):
+        out = out + (a[t] * scale,)
     return out
 
 
@@ -95,9 +111,10 @@ def stage_forward(
     y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     residual_ptr,  # added before firing, or None
     spike_residual_ptr,  # added to the spikes, or None
+    scale_ptr,  # [samples], or None
     s_ptr,
     current_ptr,  # z + residual, or None where it is not wanted
-    S, y_stride,
+    S, y_stride, sites_of_sample,
     STEPS: tl.constexpr, C: tl.constexpr, NEURON: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     sites = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -109,6 +126,8 @@ def stage_forward(
     currents = load_steps(y_ptr, offsets, y_stride, mask, STEPS)
     affine = load_affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, channels, real)
     currents = normalise(currents, affine, STEPS)
+    if scale_ptr is not None:
+        currents = scale_steps(currents, load_scale(scale_ptr, sites, S, sites_of_sample), STEPS)
     if residual_ptr is not None:
         currents = add_steps(currents, load_steps(residual_ptr, offsets, stride, mask, STEPS), STEPS)
     v = rest([BLOCK_S, BLOCK_C], NEURON)
@@ -128,6 +147,7 @@ def stage_forward(
 def stage_backward(
     y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     residual_ptr,  # or None
+    scale_ptr,  # [samples], or None
     grad_s_ptr,  # gradient of the spikes, or with INDEX of the pooled spikes
     index_ptr,  # winning taps of the pool after the spikes, or None: no pool
     grad_current_ptr,  # gradient of the current that was given out, or None
@@ -135,7 +155,7 @@ def stage_backward(
     partial_ptr,  # [programs, 2, C]: this program's share of those sums, written; or None
     gz_ptr,  # dL/d current, written; or None
     grad_y_ptr,  # written; or None
-    S, CHUNK, y_stride, pooled_stride,
+    S, CHUNK, y_stride, pooled_stride, sites_of_sample,
     inverse_rows,  # 1 / (rows of y)
     REPEATED: tl.constexpr, STEPS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     NEURON: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -166,6 +186,9 @@ def stage_backward(
                     gather_pool_gradients(grad_s_ptr, index_ptr, sites, channels, real, pooled_stride, t, S, C, H, W),
                 )
         currents = normalise(ys, affine, STEPS)
+        if scale_ptr is not None:
+            scale = load_scale(scale_ptr, sites, S, sites_of_sample)
+            currents = scale_steps(currents, scale, STEPS)
         if residual_ptr is not None:
             currents = add_steps(currents, load_steps(residual_ptr, offsets, stride, mask, STEPS), STEPS)
         gzs = current_gradients(currents, grads, STEPS, NEURON)
@@ -177,6 +200,8 @@ def stage_backward(
             gz = tl.where(mask, gz, 0.0)
             if gz_ptr is not None:
                 tl.store(gz_ptr + stride * t + offsets, gz.to(gz_ptr.dtype.element_ty), mask=mask)
+            if scale_ptr is not None:
+                gz *= scale
             xhat = (ys[t] - affine[0]) * affine[1]
             if partial_ptr is not None:
                 sum_gz += gz
@@ -202,9 +227,10 @@ def normalisation_backward(
     y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     gz_ptr,  # [R, C], or with INDEX the gradient behind MaxPool(3, 2, 1) of z
     index_ptr,  # winning taps of that pool, or None
+    scale_ptr,  # [samples], or None
     sums_ptr,  # [2, C], or None: running statistics were used
     grad_y_ptr,
-    R, inverse_rows,
+    R, inverse_rows, S, sites_of_sample,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """grad_y of every row from dL/dz, time and batch being one axis here."""
@@ -218,6 +244,8 @@ def normalisation_backward(
         gz = tl.load(gz_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     else:
         gz = gather_pool_gradients(gz_ptr, index_ptr, rows, channels, real, 0, 0, R, C, H, W)
+    if scale_ptr is not None:
+        gz *= load_scale(scale_ptr, rows % S, S, sites_of_sample)
     if sums_ptr is not None:
         y = tl.load(y_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         xhat = (y - affine[0]) * affine[1]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikingformer.layers import DropPath
 from spikingformer.models import base, gpu
 from spikingformer.neurons import use_backend
 from tests.engine.helpers import small
@@ -32,11 +33,8 @@ def served(monkeypatch) -> list[bool]:
 
 
 def tiny(name: str, device: str, **kwargs):
-    model, x = small(
-        name,
-        batch=2,
-        **({"embed_dim": 24, "num_heads": 3, "img_size": 8 if "4_384" in name else 16, "time_steps": 2} | kwargs),
-    )
+    sizes = {"embed_dim": 24, "num_heads": 3, "img_size": 8 if "4_384" in name else 16, "time_steps": 2, "batch": 2}
+    model, x = small(name, **(sizes | kwargs))
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = 0.1
@@ -109,15 +107,24 @@ def test_steps_aside(change, device, served):
     assert not served[-1]
 
 
-def test_drop_path_steps_aside_in_training_only(device, served):
-    model, x = tiny("spikingformer_cml_4_384", device, drop_path_rate=0.1, img_size=8)
-    model.eval()(x)
-    assert served[-1]
-    model.train()(x)
-    assert not served[-1]
-    model.eval().blocks.train()
-    model(x)
-    assert not served[-1]
+@pytest.mark.parametrize("name", ["spikformer_cml_4_384", "spikingformer_cml_4_384"])
+def test_drop_path(name, device, served, monkeypatch):
+    """The same sample of four dropped in both models: another one from attention than from the MLP."""
+    model, x = tiny(name, device, drop_path_rate=0.25, depth=2, img_size=8, batch=4)
+    model.train()
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(DropPath, "factors", lambda self, y: next_factors(self, y))
+
+    def next_factors(drop, y):
+        if drop.rate == 0:  # the first block's
+            return None
+        kept = torch.ones(4, dtype=torch.promote_types(y.dtype, torch.float32), device=device)
+        kept[len(drawn) % 2] = 0
+        drawn.append(kept)
+        return kept / (1 - drop.rate)
+
+    assert_equal_to_definition(model, x, served)
+    assert len(drawn) == 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -127,13 +134,16 @@ def test_drop_path_steps_aside_in_training_only(device, served):
         ("spikformer_cml_4_384", 4 + 2),  # the stream of spikes itself is kept
     ],
 )
-def test_spikes_computed_again_in_backward(name, again, device, served, monkeypatch):
+@pytest.mark.parametrize("dropped", [False, True], ids=["", "drop path"])
+def test_spikes_computed_again_in_backward(name, again, dropped, device, served, monkeypatch):
     """Equal to the last bit, and as often as spikes are not kept."""
     from spikingformer.neurons.triton import ops
 
     calls: list[int] = []
     fused = ops.bn_pool_lif
     monkeypatch.setattr(ops, "bn_pool_lif", lambda *args, **kwargs: (calls.append(1), fused(*args, **kwargs))[1])
+    if dropped:
+        monkeypatch.setattr(DropPath, "factors", lambda self, y: torch.tensor([2.0, 0.0], device=device))
     model, x = tiny(name, device, depth=1)
     model.train()
     found = []

@@ -24,10 +24,12 @@ def pool_2d(x):
     return F.max_pool2d(x.flatten(0, 1), 3, 2, 1).unflatten(0, x.shape[:2])
 
 
-def truth(y, weight, bias, running, config, pool, residual, spike_residual, training, repeats):
+def truth(y, weight, bias, running, config, pool, residual, spike_residual, scale, training, repeats):
     """In float64 on the CPU, a repeated picture really repeated; moves the running statistics."""
     y = y.expand(repeats * y.shape[0], *y.shape[1:])
     z = F.batch_norm(y.flatten(0, 1), *running, weight, bias, training, 0.1, 1e-5).unflatten(0, y.shape[:2])
+    if scale is not None:
+        z = z * scale.view(-1, 1, 1, 1)
     if residual is not None:
         z = z + residual
     current = z
@@ -42,7 +44,7 @@ def relative(a, b):
 
 def check(
     device, shape, pool=None, residual=False, training=True, repeats=1, dtype=torch.float32, tolerance=TOLERANCE,
-    config=LIFConfig(alpha=2.0), seed=0,  # noqa: B008  (frozen)
+    config=LIFConfig(alpha=2.0), seed=0, scale=None,  # noqa: B008  (frozen)
 ):  # fmt: skip
     torch.manual_seed(seed)
     channels = shape[2]
@@ -57,7 +59,7 @@ def check(
     running = [torch.randn(channels).double() * 0.1, torch.rand(channels).double() + 1]
     running32 = [r.float().to(device) for r in running]
     leaves = [y, weight, bias, *(e for e in extra if e is not None)]
-    s, current = truth(y, weight, bias, running, config, pool, *extra, training, repeats)
+    s, current = truth(y, weight, bias, running, config, pool, *extra, scale, training, repeats)
     assert 0.02 < s.detach().mean() < 0.98 or residual
     grad_s = draw(*s.shape)
     grads = [grad_s]
@@ -75,7 +77,18 @@ def check(
     else:
         mean, rstd = running32[0], (running32[1] + 1e-5).rsqrt()
     s32, current32 = bn_pool_lif(
-        y32, mean, rstd, weight32, bias32, config, pool, *extra32, training, want_current=residual, repeats=repeats
+        y32,
+        mean,
+        rstd,
+        weight32,
+        bias32,
+        config,
+        pool,
+        *extra32,
+        cast(scale, torch.float32),
+        training,
+        want_current=residual,
+        repeats=repeats,
     )
     assert (current32 is not None) == residual
     assert s32.shape == s.shape
@@ -149,6 +162,20 @@ def test_half(device, dtype, pool):
     check(device, (3, 2, 8, 4, 6), pool, dtype=dtype, tolerance=2 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+def test_scaled_samples(device, residual, training):
+    scale = torch.tensor([1.25, 0.0, 0.5], dtype=torch.float64)
+    check(device, (3, 3, 12, 5, 7), None, residual, training, scale=scale)
+
+
+def test_scaled_samples_over_several_chunks(device, monkeypatch):
+    monkeypatch.setattr(launch, "SUMMING_PROGRAMS", 3)
+    monkeypatch.setattr(launch, "elements_per_thread", lambda steps, itemsize: 1)
+    for residual in (True, False):
+        check(device, (2, 3, 33, 3, 4), None, residual, scale=torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64))
+
+
 def test_half_residual(device):
     check(device, (3, 2, 8, 4, 6), None, True, dtype=torch.bfloat16, tolerance=2 * torch.finfo(torch.bfloat16).eps)
 
@@ -194,8 +221,9 @@ def test_sums_are_the_same_every_time(device):
         ({"pool": "cml", "want_current": True}, "run them apart"),
         ({"repeats": 2}, "repeats needs y with T = 1, got T = 3"),
         ({"residual": torch.zeros(1)}, "residual must have y's shape"),
+        ({"scale": torch.zeros(2)}, r"scale must be float32 of shape \(1,\)"),
     ],
-    ids=["pool", "current-and-pool", "repeats", "residual"],
+    ids=["pool", "current-and-pool", "repeats", "residual", "scale"],
 )
 def test_refused(device, change, message):
     y, c = torch.randn(3, 1, 2, 4, 4, device=device), torch.ones(2, device=device)
@@ -217,11 +245,11 @@ def test_registered_as_ops(device):
     for pool in ("none", "cml", "sps"):
         torch.library.opcheck(
             torch.ops.spikingformer.triton_bn_pool_lif.default,
-            (y, c, c, w, w, None, None, True, False, pool, 1, *neuron),
+            (y, c, c, w, w, None, None, None, True, False, pool, 1, *neuron),
         )
     torch.library.opcheck(
         torch.ops.spikingformer.triton_bn_pool_lif.default,
-        (y, c, c, w, w, torch.randn_like(y).requires_grad_(), None, True, True, "none", 1, *neuron),
+        (y, c, c, w, w, torch.randn_like(y).requires_grad_(), None, c.new_ones(1), True, True, "none", 1, *neuron),
     )
     torch.library.opcheck(
         torch.ops.spikingformer.triton_bn_statistics.default, (y.detach(), c.clone(), c.clone(), 0.1, 1e-5, 1)

@@ -83,23 +83,34 @@ def test_wide_accesses(compiled, dtype):
 
 
 STAGES = {
-    "none": (None, False, ("stage_forward", "stage_backward")),
-    "residual": (None, True, ("stage_forward", "stage_backward", "normalisation_backward")),
-    "cml": ("cml", False, ("pool_fire_forward", "pool_fire_backward", "normalisation_backward")),
-    "sps": ("sps", False, ("fire_pool_forward", "stage_backward")),
+    "none": (None, False, False, ("stage_forward", "stage_backward")),
+    "residual": (None, True, False, ("stage_forward", "stage_backward", "normalisation_backward")),
+    "drop path": (None, True, True, ("stage_forward", "stage_backward", "normalisation_backward")),
+    "cml": ("cml", False, False, ("pool_fire_forward", "pool_fire_backward", "normalisation_backward")),
+    "sps": ("sps", False, False, ("fire_pool_forward", "stage_backward")),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage(compiled, stage):
     channels = 48
-    pool, residual, names = STAGES[stage]
+    pool, residual, scaled, names = STAGES[stage]
     y = torch.zeros(2, 2, channels, 4, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, bias = torch.ones(channels, requires_grad=True), torch.ones(channels, requires_grad=True)
     mean, rstd = ops.bn_statistics(y, torch.zeros(channels), torch.ones(channels))
     extra = torch.zeros_like(y).requires_grad_() if residual else None
     s, current = ops.bn_pool_lif(
-        y, mean, rstd, weight, bias, LIFConfig(), pool, extra, batch_statistics=True, want_current=residual
+        y,
+        mean,
+        rstd,
+        weight,
+        bias,
+        LIFConfig(),
+        pool,
+        extra,
+        scale=torch.ones(2) if scaled else None,
+        batch_statistics=True,
+        want_current=residual,
     )
     backward(s) if current is None else backward(s, current)
     assert_for_sm90(compiled, "channel_statistics", "combine_statistics", "combine_sums", *names)
