@@ -67,13 +67,13 @@ def _pack_int8(weight: Tensor) -> Tensor:
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
 
 
-def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor, max_count: int = 1) -> Tensor | None:
+def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor | None:
     """int8 (O, C, k, k) as src/shuffle_product.h reads it: bytes, or None where the processor has no such shuffles."""
     o, c, k, _ = weight.shape
     by_tap = weight.reshape(o, c, k * k).transpose(1, 2).contiguous()
     size = torch.zeros(1, dtype=torch.int64)
-    pack = kernel("engine_pack_rows", "pppllllpp")
-    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k, max_count)
+    pack = kernel("engine_pack_rows", "ppplllpp")
+    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k)
     pack(*shape, None, size.data_ptr())
     if not size:
         return None
@@ -174,9 +174,8 @@ class Engine:
             packed = (fixed.packed + (1 << shift >> 1)) >> shift
             return _Packed(packed, step.bias.float(), fixed.scale * 2**shift, o, c, k * k)
         q = quantize_product(step)
-        return _Packed(
-            _pack_int8(q.weight), q.bias, q.scale, o, c, k * k, _pack_rows(q.weight, q.scale, q.bias, max_count)
-        )
+        rows = None if step.source == "counts" else _pack_rows(q.weight, q.scale, q.bias)
+        return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, rows)
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         kept = self._buffers.get((name, dtype))

@@ -38,7 +38,7 @@ def int8_product(
     counts = x.max() > 1
     tokens = x.permute(0, 2, 3, 1).to(torch.uint8).contiguous() if counts else pack_spikes(x.float()).bits
     most = int(x.max()) if counts else 1
-    packed, rows = _pack_int8(weight), _pack_rows(weight, scale, bias, most)
+    packed, rows = _pack_int8(weight), None if counts else _pack_rows(weight, scale, bias)
     if rows is not None and spoil_rows:
         rows.zero_()
     out = torch.full((n, h, w, o), -12345, dtype=torch.int16)
@@ -109,15 +109,11 @@ def test_int8_currents_of_counts(isa, rate, kernel_size, n, c, o, h, w, most):
     assert torch.equal(int8_product(x, *case), int8_definition(x, *case))
 
 
-@pytest.mark.parametrize("counts", [False, True], ids=["spikes", "counts"])
 @pytest.mark.parametrize("kernel_size", KERNELS)
-def test_shuffles_run_where_many_fire_and_nowhere_else(isa, kernel_size, counts):
+def test_shuffles_run_where_many_fire_and_nowhere_else(isa, kernel_size):
     case = int8_case(384, 40, kernel_size)
     for rate, shuffled in ((0.02, False), (0.13, False), (0.23, True), (0.9, True)):
         x = spikes(4, 384, 8, 8, rate=rate)
-        if counts:  # the sum of both planes' spikes weighs the second double: 3 rates, of 2 planes
-            x = (x + 2 * spikes(4, 384, 8, 8, rate=rate * 0.5, seed=1)).clamp(max=3)
-            x[0, 0, 0, 0] = 3
         want = int8_definition(x, *case)
         assert torch.equal(int8_product(x, *case), want)
         spoilt = int8_product(x, *case, spoil_rows=True)
@@ -140,7 +136,7 @@ def test_largest_int8_weights_do_not_overflow(isa, c, rate, kernel_size, sign):
 
 
 @pytest.mark.parametrize("kernel_size", KERNELS)
-@pytest.mark.parametrize("count", [1, 15, 17])
+@pytest.mark.parametrize("count", [1, 15, 17, 127, 128, 255])
 def test_largest_counts_do_not_overflow(isa, kernel_size, count):
     c = 384
     weight = torch.full((9, c, kernel_size, kernel_size), 127, dtype=torch.int8)

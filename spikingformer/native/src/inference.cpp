@@ -136,45 +136,54 @@ void fire(const N& neuron, const typename N::Current* x, bool repeated, long ste
   }
 }
 
-// A product and the neurons that read its currents, chunk by chunk of pixels over all time steps, so that currents are
-// fired while they are in the cache. `keep`: a.out takes them too (the residual stream); else it is scratch at best.
-template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
-  const long images = a.images / steps, total = images * a.height * a.width, words = words_of(a.outputs);
+// A product and the neurons that read its currents, chunk by chunk of about `usual` tokens over all time steps, so that
+// currents are fired while they are in the cache. `keep`: a.out takes them too (the residual stream); else it is scratch at best.
 #ifdef SPK_HAS_SHUFFLE
-  const BitPlanes planes(a, a.rows != nullptr);
-  const ListBlocks blocks(product_tiles(a.outputs, SL), a.channels, a.taps);
-  if (total && a.rows && many_fire(a, blocks, planes.bits, planes.count, 0, steps * total)) {
-    const long usual = shuffled_chunk(a), least = (steps * total + usual - 1) / usual;
-    const long size = round_up((total + least - 1) / least, kUnit), chunks = (total + size - 1) / size;
-    const long groups = maximum(1, minimum(words, (4 * a.threads + chunks - 1) / chunks));
+template <class N, class Chunk>
+void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool keep, long usual, uint64_t* bits) {
+  const long total = a.images / steps * a.height * a.width, words = words_of(a.outputs);
+  const long least = (steps * total + usual - 1) / usual;
+  const long size = round_up((total + least - 1) / least, kUnit), chunks = (total + size - 1) / size;
+  const long groups = maximum(1, minimum(words, (4 * a.threads + chunks - 1) / chunks));
 #pragma omp parallel num_threads(a.threads)
-    {
-      const N local = neuron;
-      ShuffleChunk shuffle(a, planes.count, steps * size);
-      Scratch currents(keep ? 0 : steps * size * 64 * sizeof(int16_t));
-      const long stride = keep ? a.outputs : 64, stride_t = keep ? total * a.outputs : size * 64;
-      long filled = -1;
+  {
+    const N local = neuron;
+    Chunk chunk(a, steps * size);
+    Scratch currents(keep ? 0 : steps * size * 64 * sizeof(int16_t));
+    const long stride = keep ? a.outputs : 64, stride_t = keep ? total * a.outputs : size * 64;
+    long filled = -1;
 #pragma omp for schedule(dynamic)
-      for (long item = 0; item < chunks * groups; item++) {
-        const long c = item / groups, group = item % groups;
-        const Pixels pixels{c * size, minimum(total, (c + 1) * size), steps, total};
-        if (c != filled) shuffle.fill(planes.bits, pixels);
-        filled = c;
-        for (long w = words * group / groups; w < words * (group + 1) / groups; w++) {
-          const long first = w * 64, here = minimum(64, a.outputs - first);
-          int16_t* out = keep ? (int16_t*)a.out + pixels.begin * a.outputs + first : currents.as<int16_t>();
-          shuffle.multiply(pixels, first, first + here, out, stride_t, stride, a.accumulate);
-          for (long m = pixels.begin; m < pixels.end; m++)
-            fire_pixel<false>(local, out + (m - pixels.begin) * stride, here, stride_t, steps, {}, bits + m * words + w,
-                              total * words);
-        }
+    for (long item = 0; item < chunks * groups; item++) {
+      const long c = item / groups, group = item % groups;
+      const Pixels pixels{c * size, minimum(total, (c + 1) * size), steps, total};
+      if (c != filled) chunk.fill(pixels);
+      filled = c;
+      for (long w = words * group / groups; w < words * (group + 1) / groups; w++) {
+        const long first = w * 64, here = minimum(64, a.outputs - first);
+        int16_t* out = keep ? (int16_t*)a.out + pixels.begin * a.outputs + first : currents.as<int16_t>();
+        chunk.multiply(pixels, first, first + here, out, stride_t, stride, a.accumulate);
+        for (long m = pixels.begin; m < pixels.end; m++)
+          fire_pixel<false>(local, out + (m - pixels.begin) * stride, here, stride_t, steps, {}, bits + m * words + w,
+                            total * words);
       }
     }
-    return;
+  }
+}
+
+#endif
+
+template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
+#ifdef SPK_HAS_SHUFFLE
+  const long tokens = a.images * a.height * a.width;
+  if (tokens) {
+    const ListBlocks blocks(product_tiles(a.outputs, SL), a.channels, a.taps);
+    const Way way = choose_way<true>(a, blocks, CountRange(a, 0, a.counts ? tokens : 0), 0, tokens);
+    if (way == Way::shuffles) return product_fire_chunks<N, ShuffleChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
+    if (way == Way::bytes) return product_fire_chunks<N, CountChunk>(a, neuron, steps, keep, kChunkTokens, bits);
   }
 #endif
   product<true>(a);
-  fire<false>(neuron, (const int16_t*)a.out, false, steps, images, a.height, a.width, a.outputs, bits, a.threads);
+  fire<false>(neuron, (const int16_t*)a.out, false, steps, a.images / steps, a.height, a.width, a.outputs, bits, a.threads);
 }
 
 // Max-pool of spikes: OR over 3x3 windows, stride 2.
@@ -333,9 +342,15 @@ void add_bits(const uint64_t* bits, long tokens, long channels, bool set, uint8_
   const long words = words_of(channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long t = 0; t < tokens; t++)
-    for (long c = 0; c < channels; c++) {
-      uint8_t bit = (bits[t * words + c / 64] >> (c & 63)) & 1;
-      counts[t * channels + c] = (uint8_t)((set ? 0 : counts[t * channels + c]) + bit);
+    for (long c = 0; c < channels; c += 8) {
+      const uint64_t eight = bits[t * words + c / 64] >> (c & 63) & 255;
+      // Byte i keeps bit i alone; 127 more takes any of them to the byte's top bit.
+      const uint64_t apart = eight * 0x0101010101010101 & 0x8040201008040201;
+      uint64_t now = (apart + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101, before = 0;
+      const long n = minimum(8, channels - c);
+      if (!set) memcpy(&before, counts + t * channels + c, n);
+      now += before;
+      memcpy(counts + t * channels + c, &now, n);
     }
 }
 
@@ -401,11 +416,11 @@ SPK_EXPORT(engine_tile_width)(long outputs, int64_t* width) { *width = product_t
 // The weights (int8 [outputs][taps][channels]) as byte shuffles read them; *bytes = their size, 0 where there are none.
 // rows: null to ask for the size alone.
 SPK_EXPORT(engine_pack_rows)(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels,
-                             long taps, long max_count, void* rows, int64_t* bytes) {
+                             long taps, void* rows, int64_t* bytes) {
 #ifdef SPK_HAS_SHUFFLE
   const PackedRows packed(rows, Segments(channels, taps), outputs);
   *bytes = packed.bytes;
-  if (rows) pack_rows(weight, scale, bias, outputs, channels, taps, max_count, packed);
+  if (rows) pack_rows(weight, scale, bias, outputs, channels, taps, packed);
 #else
   *bytes = 0;
 #endif

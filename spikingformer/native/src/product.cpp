@@ -307,7 +307,7 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
         const long tile = item / parts, part = item % parts;
         const GradientPiece piece{g, gradient, columns, pitch, first, here, g.channels * part / parts,
                                   g.channels * (part + 1) / parts};
-        with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
+        with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
           gradient_table_tile<nv.value>(piece, table.as<Float::Vector>(),
                                         (Float::Vector*)(sums + tile * rows * tiles.width()), tile * tiles.width());
         });

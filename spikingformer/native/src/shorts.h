@@ -47,11 +47,18 @@ SPK_INLINE Short widen(const int8_t* p) {
 #endif
 }
 SPK_INLINE Short join(Int a, Int b) {  // both within int16
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  const __m512i places = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+  return (Short)_mm512_permutexvar_epi64(places, _mm512_packs_epi32((__m512i)a, (__m512i)b));
+#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Short)_mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xd8);
+#else
   ShortHalf l = __builtin_convertvector(a, ShortHalf), h = __builtin_convertvector(b, ShortHalf);
   Short v;
   memcpy(&v, &l, sizeof l);
   memcpy((char*)&v + sizeof l, &h, sizeof h);
   return v;
+#endif
 }
 SPK_INLINE Short select_short(Short mask, Short a, Short b) { return (mask & a) | (~mask & b); }
 SPK_INLINE Short max_short(Short a, Short b) { return select_short(a > b, a, b); }

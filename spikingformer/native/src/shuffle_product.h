@@ -109,8 +109,8 @@ SPK_INLINE void find_sources(const ProductArgs& a, const Pixels& p, long unit, l
 }
 
 // index [blocks][groups][kBlockTokens], two units interleaved; zeros past the last token and outside the picture.
-// `bits` are a.input, or one plane of its counts.
-void fill_index(const ProductArgs& a, const Pixels& p, const uint64_t* bits, uint8_t* index) {
+void fill_index(const ProductArgs& a, const Pixels& p, uint8_t* index) {
+  const uint64_t* bits = (const uint64_t*)a.input;
   const long words = words_of(a.channels), tap_groups = (a.channels + 3) / 4;
   const Segments s(a.channels, a.taps);
   const long groups = s.padded();
@@ -144,37 +144,16 @@ void fill_index(const ProductArgs& a, const Pixels& p, const uint64_t* bits, uin
   }
 }
 
-// Bit `plane` of every count, as words like those of spikes.
-void plane_of_counts(const ProductArgs& a, int plane, uint64_t* bits) {
-  const long words = words_of(a.channels), tokens = a.images * a.height * a.width;
-#pragma omp parallel for num_threads(a.threads) schedule(static)
-  for (long t = 0; t < tokens; t++) {
-    const uint8_t* row = (const uint8_t*)a.input + t * a.channels;
-    for (long w = 0; w < words; w++) {
-      uint64_t word = 0;
-      const long here = minimum(64, a.channels - w * 64);
-      long c = 0;
-      for (; c + 32 <= here; c += 32) {
-        const __m256i v = _mm256_loadu_si256((const __m256i*)(row + w * 64 + c));
-        word |= (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 7 - plane)) << c;
-      }
-      for (; c < here; c++) word |= (uint64_t)((row[w * 64 + c] >> plane) & 1) << c;
-      bits[t * words + w] = word;
-    }
-  }
-}
-
 // ---- the product ----------------------------------------------------------------------------------------------------
 
 // How one output's sums over a segment are kept: unsigned ones have `smallest` too much.
 struct Keep {
-  int smallest, plane;  // times 2^plane
-  bool fresh;           // or added to what is there
+  int smallest;
+  bool fresh;  // or added to what is there
 };
 // A unit's sums modulo 2^16, which the last of them fit.
 SPK_INLINE void keep_unit(__m256i values, const Keep& k, int16_t* sums) {
   values = _mm256_add_epi16(values, _mm256_set1_epi16((short)k.smallest));
-  if (k.plane) values = _mm256_sll_epi16(values, _mm_cvtsi32_si128(k.plane));
   if (!k.fresh) values = _mm256_add_epi16(values, _mm256_load_si256((const __m256i*)sums));
   _mm256_store_si256((__m256i*)sums, values);
 }
@@ -182,7 +161,7 @@ SPK_INLINE void keep_unit(__m256i values, const Keep& k, int32_t* sums) {
   for (int half = 0; half < 2; half++) {
     __m256i* to = (__m256i*)sums + half;
     __m256i wide = _mm256_cvtepu16_epi32(half ? _mm256_extracti128_si256(values, 1) : _mm256_castsi256_si128(values));
-    wide = _mm256_sll_epi32(_mm256_add_epi32(wide, _mm256_set1_epi32(k.smallest)), _mm_cvtsi32_si128(k.plane));
+    wide = _mm256_add_epi32(wide, _mm256_set1_epi32(k.smallest));
     _mm256_store_si256(to, k.fresh ? wide : _mm256_add_epi32(wide, _mm256_load_si256(to)));
   }
 }
@@ -271,24 +250,18 @@ __attribute__((noinline)) void add_block(const uint8_t* index, const uint8_t* ta
 // where they fit, else int32.
 struct ShuffleChunk {
   const ProductArgs& a;
-  const int planes;
   const Segments segments;
   const PackedRows rows;
   const bool narrow;
   const long capacity;  // tokens
   Scratch index, tables, sums;
-  ShuffleChunk(const ProductArgs& a, int planes, long tokens)
-      : a(a), planes(planes), segments(a.channels, a.taps), rows((void*)a.rows, segments, a.outputs),
+  ShuffleChunk(const ProductArgs& a, long tokens)
+      : a(a), segments(a.channels, a.taps), rows((void*)a.rows, segments, a.outputs),
         narrow(tokens && *rows.narrow), capacity(round_up(tokens, kBlockTokens)),
-        index(planes * segments.padded() * capacity), tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable),
+        index(segments.padded() * capacity), tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable),
         sums(kLineOutputs * capacity * (narrow ? sizeof(int16_t) : sizeof(int32_t))) {}
 
-  // bits: [planes][tokens of the input][words]; plane p counts 2^p.
-  void fill(const uint64_t* bits, const Pixels& p) {
-    const long plane_words = a.images * a.height * a.width * words_of(a.channels);
-    for (int plane = 0; plane < planes; plane++)
-      fill_index(a, p, bits + plane * plane_words, index.as<uint8_t>() + plane * segments.padded() * capacity);
-  }
+  void fill(const Pixels& p) { fill_index(a, p, index.as<uint8_t>()); }
 
   // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output
   // `first` at its start. `first` is a multiple of kTileOutputs.
@@ -328,20 +301,18 @@ struct ShuffleChunk {
         }
         for (long i = 0; i < tokens; i += kBlockTokens)
           with_vectors<kVectors>((minimum(tokens - i, kBlockTokens) + kLanes - 1) / kLanes, [&](auto v) {
-            for (long o = 0; o < outputs; o++)
-              for (int plane = 0; plane < planes; plane++) {
-                const RowPlan plan = this->plan(first + o, s);
-                const uint8_t* from = index.as<uint8_t>() + (plane * capacity + i) * segments.padded();
-                auto add = [&](auto* sums) SPK_INLINE_LAMBDA {
-                  add_block<v.value>(from + s * segments.size * kBlockTokens, tables.as<uint8_t>() + o * table_bytes,
-                                     rows.places + ((first + o) * segments.count + s) * segments.size, plan.pairs,
-                                     plan.singles, segments.size - 2 * plan.pairs - plan.singles,
-                                     {plan.smallest, plane, s == 0 && plane == 0},
-                                     sums + place(i, output + first - column + o));
-                };
-                if (narrow) add(sums.as<int16_t>());
-                else add(sums.as<int32_t>());
-              }
+            for (long o = 0; o < outputs; o++) {
+              const RowPlan plan = this->plan(first + o, s);
+              const uint8_t* from = index.as<uint8_t>() + i * segments.padded();
+              auto add = [&](auto* sums) SPK_INLINE_LAMBDA {
+                add_block<v.value>(from + s * segments.size * kBlockTokens, tables.as<uint8_t>() + o * table_bytes,
+                                   rows.places + ((first + o) * segments.count + s) * segments.size, plan.pairs,
+                                   plan.singles, segments.size - 2 * plan.pairs - plan.singles, {plan.smallest, s == 0},
+                                   sums + place(i, output + first - column + o));
+              };
+              if (narrow) add(sums.as<int16_t>());
+              else add(sums.as<int32_t>());
+            }
           });
       }
   }
@@ -422,13 +393,12 @@ struct ShuffleChunk {
 }  // namespace
 #else
 namespace {
-void plane_of_counts(const ProductArgs&, int, uint64_t*) {}
 struct Pixels {
   long begin, end, steps, total;
 };
 struct ShuffleChunk {  // not here: tables of int16 sums take its place
-  ShuffleChunk(const ProductArgs&, int, long) {}
-  void fill(const uint64_t*, const Pixels&) {}
+  ShuffleChunk(const ProductArgs&, long) {}
+  void fill(const Pixels&) {}
   void multiply(const Pixels&, long, long, int16_t*, long, long, bool) {}
 };
 }  // namespace

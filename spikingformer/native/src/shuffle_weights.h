@@ -89,7 +89,7 @@ RowPlan plan_groups(WeightGroup* groups, long n, const WeightGroup** order) {
 
 // weight: int8 [outputs][taps][channels]
 void pack_rows(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels, long taps,
-               long max_count, const PackedRows& rows) {
+               const PackedRows& rows) {
   const Segments s(channels, taps);
   const long quads = (channels + 3) / 4;
   bool narrow = true;
@@ -119,7 +119,7 @@ void pack_rows(const int8_t* weight, const float* scale, const float* bias, long
         rows.places[at] = order[i]->place;
       }
     }
-    const double largest = (double)max_count * (double)maximum(positive, -negative);
+    const double largest = (double)maximum(positive, -negative);
     const double current = largest * scale[o] + (bias[o] < 0 ? -bias[o] : bias[o]);
     narrow = narrow && largest <= 32767 && current < 1e9;
   }

@@ -7,21 +7,20 @@
 //
 // Where few inputs fire, each token has a list of those that did, and adds their rows. Where many do, the sums of every
 // subset of four rows are tabulated, and four bits of spikes pick one: one addition for four inputs at any rate (the
-// "method of four Russians", Arlazarov et al., 1970).
+// "method of four Russians", Arlazarov et al., 1970). Counts go through tables by their two lower bits, each channel
+// standing for two: its row, and twice its row; lists hold what counts have above three.
 #pragma once
-#include "shuffle_product.h"
+#include "count_product.h"
 
 namespace {
 
 constexpr long kBlockBytes = 48 * 1024;  // of weights or tables: a first-level cache (measured, EPYC 9005)
-constexpr long kBlockVectors = SPK_VECTOR_BYTES == 64 ? 4 : 8;  // sums held in registers
 constexpr long kChunkTokens = 512;
 // Tokens of a chunk for shuffles: more share a table, fewer keep the indices of many inputs in the second-level cache.
 SPK_INLINE long shuffled_chunk(const ProductArgs& a) { return (a.taps * a.channels > 512 ? 2 : 4) * kChunkTokens; }
 constexpr long kChunkGrain = 128;  // tokens that shuffles take at once
+constexpr double kTableMean = 0.5;  // counts above it go through tables (measured: EPYC 7003, avx2)
 constexpr long kSafeSpikes = 258;  // 258 * 127 < 2^15: that many int8 weights cannot overflow an int16 sum
-
-Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kBlockVectors); }
 
 // How lists walk a tile's weights.
 struct ListBlocks {
@@ -34,14 +33,15 @@ struct ListBlocks {
   }
 };
 
-// Places that fired, one list per token and block of channels; counts repeat a place.
+// Places that fired, one list per token and block of channels; counts repeat a place. `above`: of counts, only how many
+// fours are in them.
 struct SpikeLists {
   Scratch places, starts;
   long words;
   SpikeLists(const ProductArgs& a, const ListBlocks& b, long tokens)
       : places((tokens * a.channels * (a.counts ? a.max_count : 1) + kListSlack) * sizeof(uint16_t)),
         starts((tokens * b.count + 1) * sizeof(uint32_t)), words(b.words) {}
-  void fill(const ProductArgs& a, long first, long last) {
+  void fill(const ProductArgs& a, long first, long last, bool above = false) {
     const long all = words_of(a.channels);
     uint16_t *begin = places.as<uint16_t>(), *end = begin;
     uint32_t* start = starts.as<uint32_t>();
@@ -51,7 +51,7 @@ struct SpikeLists {
         if (a.counts) {
           const uint8_t* row = (const uint8_t*)a.input + t * a.channels;
           for (long c = w0 * 64; c < minimum(a.channels, (w0 + words) * 64); c++)
-            for (int n = row[c]; n; n--) *end++ = (uint16_t)c;
+            for (int n = above ? row[c] >> 2 : row[c]; n; n--) *end++ = (uint16_t)c;
         } else {
           const uint64_t* row = (const uint64_t*)a.input + t * all;
           for (long w = w0; w < minimum(all, w0 + words); w++) end = list_ones(row[w], (uint32_t)(w * 64), end);
@@ -61,26 +61,52 @@ struct SpikeLists {
   }
 };
 
+// The two lower bits of counts, one row of words a token.
+struct LowerBits {
+  Scratch memory;
+  long words;
+  LowerBits(const ProductArgs& a, long tokens) : memory(tokens * words_of(2 * a.channels) * 8), words(words_of(2 * a.channels)) {}
+  void fill(const ProductArgs& a, long first, long last) {
+    for (long t = first; t < last; t++) {
+      const uint8_t* row = (const uint8_t*)a.input + t * a.channels;
+      uint64_t* to = memory.as<uint64_t>() + (t - first) * words;
+      memset(to, 0, words * 8);
+      for (long c = 0; c < a.channels; c += 8) {
+        uint64_t v = 0;
+        memcpy(&v, row + c, minimum(8, a.channels - c));
+        v &= 0x0303030303030303;
+        v = (v | v >> 6) & 0x000f000f000f000f;
+        v = (v | v >> 12) & 0x000000ff000000ff;
+        v = (v | v >> 24) & 0xffff;
+        to[c / 32] |= v << (2 * (c % 32));
+      }
+    }
+  }
+};
+
 // What one thread does at a time: a chunk of tokens, some tiles.
 struct ProductPiece {
   const ProductArgs& a;
   const ListBlocks& b;
   const SpikeLists& lists;
   long list_first, begin, end;
+  // What tables read: bits [tokens from `bits_first`][words], `per` bits a channel; `above`: lists have come before.
+  const uint64_t* bits;
+  long bits_first, per;
+  bool above;
 };
 
 // Whether tables or shuffles are faster than lists here. The lines were fitted to measured crossings (tables: fp32 and
 // int8 on an EPYC 9005 with avx512; shuffles: an EPYC 7003 with avx2; docs/performance.md): short lists, of few channels,
 // cost more than their additions.
-bool many_fire(const ProductArgs& a, const ListBlocks& b, const uint64_t* bits, int planes, long begin, long end) {
-  if (a.counts && !a.rows) return false;  // tables are of bits
-  const long words = words_of(a.channels), plane_words = a.images * a.height * a.width * words;
+bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
+  const long words = words_of(a.channels);
+  const uint64_t* bits = (const uint64_t*)a.input;
   long ones = 0;
-  for (int p = 0; p < planes; p++)
-    for (long i = begin * words; i < end * words; i++) ones += (long)__builtin_popcountll(bits[p * plane_words + i]) << p;
+  for (long i = begin * words; i < end * words; i++) ones += __builtin_popcountll(bits[i]);
   const double list = (double)minimum(a.channels, b.words * 64);
   const double crossing = a.rows ? (a.taps == 1 ? 0.17 : 0.2) - 3.5 / list : 0.35 - 10. / list;
-  return (double)ones > planes * crossing * (double)((end - begin) * a.channels);
+  return (double)ones > crossing * (double)((end - begin) * a.channels);
 }
 
 // f(token, reads): for every token of the piece, reads(g) calls g(tap, source) for each tap of [tap0, tap1) that lies
@@ -166,16 +192,16 @@ template <int NV, class Vector> SPK_INLINE void add_table_rows(Vector* sums, con
 
 // pass(tap, groups, first, last, bits): every block of inputs of a tile once, its tables made by make(tap, c0, groups);
 // bits(source) are the spikes of the block's inputs at a token.
-template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const ProductArgs& a, Make&& make, Pass&& pass) {
+template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const ProductPiece& p, Make&& make, Pass&& pass) {
   constexpr long step = table_groups<NV>() * 4;
-  const uint64_t* input = (const uint64_t*)a.input;
-  const long words = words_of(a.channels);
-  for (long tap = 0; tap < a.taps; tap++)
-    for (long c0 = 0; c0 < a.channels; c0 += step) {
-      const long here = minimum(step, a.channels - c0), groups = (here + 3) / 4;
+  const long inputs = p.a.channels * p.per, words = words_of(inputs);
+  const uint64_t* bits = p.bits - p.bits_first * words;
+  for (long tap = 0; tap < p.a.taps; tap++)
+    for (long c0 = 0; c0 < inputs; c0 += step) {
+      const long here = minimum(step, inputs - c0), groups = (here + 3) / 4;
       make(tap, c0, groups);
-      pass(tap, groups, tap == 0 && c0 == 0, tap + 1 == a.taps && c0 + step >= a.channels,
-           [=](long source) SPK_INLINE_LAMBDA { return cut(input + source * words, c0, here); });
+      pass(tap, groups, tap == 0 && c0 == 0, tap + 1 == p.a.taps && c0 + step >= inputs,
+           [=](long source) SPK_INLINE_LAMBDA { return cut(bits + source * words, c0, here); });
     }
 }
 
@@ -189,8 +215,8 @@ template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const P
 // of the cache.
 template <int NV> struct FixedToken {
   Int acc[NV], *kept;
-  SPK_INLINE FixedToken(Int* sums, long at, bool first) : kept(sums + at * NV) {
-    for (int j = 0; j < NV; j++) acc[j] = first ? Int{} : kept[j];
+  SPK_INLINE FixedToken(Int* sums, long at, bool first, bool above = false) : kept(sums + at * NV) {
+    for (int j = 0; j < NV; j++) acc[j] = !first ? kept[j] : above ? kept[j] << 2 : Int{};
   }
   SPK_INLINE void end(const ProductArgs& a, long token, long column, bool last) {
     if (!last) {
@@ -217,18 +243,20 @@ template <int NV> struct FixedToken {
 template <int NV> void float_table_tile(const ProductPiece& p, Int* sums, Int* table, long tile) {
   const ProductArgs& a = p.a;
   const int32_t* packed = (const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL;
+  const long shift = p.per - 1;
   for_each_table<NV>(
-      a,
+      p,
       [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
         make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
           Int v = {};
-          if (c0 + i < a.channels) memcpy(&v, packed + ((tap * a.channels + c0 + i) * NV + j) * FL, sizeof v);
-          return v;
+          const long c = (c0 + i) >> shift;
+          if (c < a.channels) memcpy(&v, packed + ((tap * a.channels + c) * NV + j) * FL, sizeof v);
+          return v << (int)(i & shift);
         }, table);
       },
       [&](long tap, long groups, bool first, bool last, auto&& bits) SPK_INLINE_LAMBDA {
         for_each_token(p, tap, tap + 1, [&](long token, auto&& reads) SPK_INLINE_LAMBDA {
-          FixedToken<NV> sum(sums, token - p.begin, first);
+          FixedToken<NV> sum(sums, token - p.begin, first, p.above);
           reads([&](long, long source) SPK_INLINE_LAMBDA {
             add_table_rows<NV>(sum.acc, table, bits(source), groups);
           });
@@ -249,29 +277,18 @@ template <int NV> void float_list_tile(const ProductPiece& p, Int* sums, long ti
         reads([&](long tap, const uint16_t* list, long count) SPK_INLINE_LAMBDA {
           add_rows<NV>(sum.acc, packed + tap * a.channels * NV * FL, list, count);
         });
-        sum.end(a, token, tile * NV * FL, last);
+        sum.end(a, token, tile * NV * FL, last && !p.above);
       });
     }
 }
 
 // ---- the integer form -----------------------------------------------------------------------------------------------
 
-// fp32 sum * scale + bias, rounded to the nearest even, within int16
-SPK_INLINE Int requantize(Int sum, const float* scale, const float* bias, long n) {
-  Float::Vector s = n == FL ? load<Float>(scale) : load_part<Float>(scale, maximum(0, n));
-  Float::Vector b = n == FL ? load<Float>(bias) : load_part<Float>(bias, maximum(0, n));
-  Float::Vector y = __builtin_convertvector(sum, Float::Vector) * s;
-  y = y + b;
-  y = select<Float>(y < splat<Float>(-32768.f), splat<Float>(-32768.f), y);
-  y = select<Float>(y > splat<Float>(32767.f), splat<Float>(32767.f), y);
-  return (Int)(y + 12582912.f) - 0x4b400000;
-}
-
 // The int16 sums of a chunk's tokens for one tile, and their int32 sums where int16 might not hold them.
 struct IntegerSums {
   Scratch shorts, wide, held, spilled;
   explicit IntegerSums(long tokens)
-      : shorts(tokens * kBlockVectors * sizeof(Short)), wide(2 * tokens * kBlockVectors * sizeof(Short)),
+      : shorts(tokens * kTileVectors * sizeof(Short)), wide(2 * tokens * kTileVectors * sizeof(Short)),
         held(tokens * sizeof(uint16_t)), spilled(tokens) {}
 };
 
@@ -288,23 +305,14 @@ SPK_INLINE void finish_integer(const ProductArgs& a, long token, long column, co
   const long width = minimum(NV * SL, a.outputs - column);
   int16_t* o = (int16_t*)a.out + token * a.outputs + column;
   for (int j = 0; j < NV; j++) {
-    const long n = minimum(SL, width - j * SL), place = column + j * SL;
+    const long n = minimum(SL, width - j * SL);
     if (n <= 0) break;
     Int l = low(acc[j]), h = high(acc[j]);
     if (spilled) {
       l += wide[2 * j];
       h += wide[2 * j + 1];
     }
-    l = requantize(l, a.scale + place, a.bias + place, minimum(FL, n));
-    h = requantize(h, a.scale + place + FL, a.bias + place + FL, minimum(FL, n - FL));
-    if (a.accumulate) {
-      Short before = n == SL ? load_short(o + j * SL) : load_short(o + j * SL, n);
-      l = clamp_int(l + low(before), -32768, 32767);
-      h = clamp_int(h + high(before), -32768, 32767);
-    }
-    Short result = join(l, h);
-    if (n == SL) memcpy(o + j * SL, &result, sizeof result);
-    else memcpy(o + j * SL, &result, n * 2);
+    put_currents(a, column + j * SL, n, l, h, a.accumulate, o + j * SL);
   }
 }
 
@@ -347,7 +355,7 @@ template <int NV> void integer_table_tile(const ProductPiece& p, const IntegerSu
   const long column = tile * NV * SL;
   const int8_t* packed = (const int8_t*)a.packed + tile * a.taps * a.channels * NV * SL;
   for_each_table<NV>(
-      a,
+      p,
       [&](long tap, long c0, long groups) SPK_INLINE_LAMBDA {
         make_tables<NV>(groups, [&](long i, int j) SPK_INLINE_LAMBDA {
           return c0 + i < a.channels ? widen(packed + ((tap * a.channels + c0 + i) * NV + j) * SL) : Short{};
@@ -401,20 +409,14 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
     }
 }
 
-// The input as planes of bits: spikes are one plane already, counts are split where the shuffles read them.
-struct BitPlanes {
-  int count = 1;
-  Scratch memory;
-  const uint64_t* bits;
-  BitPlanes(const ProductArgs& a, bool split)
-      : count(a.counts && split ? 32 - __builtin_clz((unsigned)a.max_count) : 1),
-        memory(a.counts && split ? count * plane_words(a) * sizeof(uint64_t) : 0),
-        bits(a.counts ? memory.as<uint64_t>() : (const uint64_t*)a.input) {
-    if (a.counts && split)
-      for (int p = 0; p < count; p++) plane_of_counts(a, p, memory.as<uint64_t>() + p * plane_words(a));
-  }
-  static long plane_words(const ProductArgs& a) { return a.images * a.height * a.width * words_of(a.channels); }
-};
+// How a chunk's product is taken: by lists, by tables (of bits, or of counts' lower bits), shuffled, or multiplied.
+enum class Way { lists, tables, shuffles, bytes };
+template <bool integer>
+Way choose_way(const ProductArgs& a, const ListBlocks& b, const CountRange& counts, long begin, long end) {
+  if (!a.counts) return !many_fire(a, b, begin, end) ? Way::lists : integer && a.rows ? Way::shuffles : Way::tables;
+  if (integer) return CountChunk::serves(a) && CountChunk::prefers(counts) ? Way::bytes : Way::lists;
+  return counts.mean > kTableMean ? Way::tables : Way::lists;
+}
 
 template <bool integer> void product(const ProductArgs& a) {
   const bool shuffled = integer && a.rows;
@@ -429,44 +431,53 @@ template <bool integer> void product(const ProductArgs& a) {
   const long reach = a.taps == 9 ? a.width + 1 : 0;
   // Few chunks: several threads share one, so that no thread waits and none walks all weights for a few tokens.
   const long groups = maximum(1, minimum(tiles.count, (4 * a.threads + chunks - 1) / chunks));
-  const BitPlanes planes(a, shuffled);
 #pragma omp parallel num_threads(a.threads)
   {
     SpikeLists lists(a, b, chunk + 2 * reach);
-    ShuffleChunk shuffle(a, planes.count, shuffled ? chunk : 0);
+    LowerBits lower(a, a.counts && !integer ? chunk + 2 * reach : 0);
+    ShuffleChunk shuffle(a, shuffled ? chunk : 0);
+    CountChunk bytes(a, chunk);
     IntegerSums sums(integer ? chunk : 1);
-    Scratch fixed_sums(integer ? 0 : chunk * kBlockVectors * SPK_VECTOR_BYTES);
+    Scratch fixed_sums(integer ? 0 : chunk * kTileVectors * SPK_VECTOR_BYTES);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
-    long listed = -1;  // the chunk that `lists` and `by_tables` are about
-    bool by_tables = false;
+    long listed = -1;  // the chunk that `lists` and what follows are about
+    Way way = Way::lists;
+    bool above = false;
 #pragma omp for schedule(dynamic)
     for (long item = 0; item < chunks * groups; item++) {
       const long c = item / groups, group = item % groups;
       const long begin = c * chunk, end = minimum(tokens, begin + chunk);
-      const long list_first = maximum(0, begin - reach);
+      const long first = maximum(0, begin - reach), last = minimum(tokens, end + reach);
+      const Pixels pixels{begin, end, 1, tokens};
       if (c != listed) {
         listed = c;
-        by_tables = many_fire(a, b, planes.bits, planes.count, begin, end);
-        if (!by_tables) lists.fill(a, list_first, minimum(tokens, end + reach));
-        else if (shuffled) shuffle.fill(planes.bits, {begin, end, 1, tokens});
+        const CountRange counts(a, first, a.counts ? last : first);
+        way = choose_way<integer>(a, b, counts, begin, end);
+        above = way == Way::tables && counts.largest > 3;
+        if (way == Way::lists || above) lists.fill(a, first, last, above);
+        if (way == Way::tables && a.counts) lower.fill(a, first, last);
+        if (way == Way::shuffles) shuffle.fill(pixels);
+        if (way == Way::bytes) bytes.fill(pixels);
       }
       const long tile0 = tiles.count * group / groups, tile1 = tiles.count * (group + 1) / groups;
-      if (by_tables && shuffled) {
-        const long first = tile0 * tiles.width();
-        shuffle.multiply({begin, end, 1, tokens}, first, minimum(a.outputs, tile1 * tiles.width()),
-                         (int16_t*)a.out + begin * a.outputs + first, 0, a.outputs, a.accumulate);
+      if (way == Way::shuffles || way == Way::bytes) {
+        const long column = tile0 * tiles.width(), to = minimum(a.outputs, tile1 * tiles.width());
+        int16_t* out = (int16_t*)a.out + begin * a.outputs + column;
+        if (way == Way::shuffles) shuffle.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
+        else bytes.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         continue;
       }
-      const ProductPiece piece{a, b, lists, list_first, begin, end};
-      with_vectors<kBlockVectors>(tiles.vectors, [&](auto nv) {
+      const ProductPiece piece{a, b, lists, first, begin, end, a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input,
+                               a.counts ? first : 0, a.counts ? 2 : 1, above};
+      with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
         for (long tile = tile0; tile < tile1; tile++) {
           if constexpr (integer) {
-            if (by_tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
+            if (way == Way::tables) integer_table_tile<NV>(piece, sums, block.as<Short>(), tile);
             else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
           } else {
-            if (by_tables) float_table_tile<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
-            else float_list_tile<NV>(piece, fixed_sums.as<Int>(), tile);
+            if (way == Way::lists || above) float_list_tile<NV>(piece, fixed_sums.as<Int>(), tile);
+            if (way == Way::tables) float_table_tile<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
           }
         }
       });
