@@ -140,8 +140,11 @@ def lif_line(rounds: int) -> dict:
     grad, target = torch.randn_like(x), torch.empty_like(x)
     leaf = x.clone().requires_grad_()
 
+    def forward(current: torch.Tensor) -> torch.Tensor:
+        return ops.lif(current, LIFConfig(), want_membrane=False)[0]  # as layers call it
+
     def both() -> None:
-        torch.autograd.grad(ops.lif(leaf, LIFConfig())[0], leaf, grad)
+        torch.autograd.grad(forward(leaf), leaf, grad)
 
     def rival_forward(current: torch.Tensor) -> torch.Tensor:
         functional.reset_net(rival)
@@ -150,12 +153,12 @@ def lif_line(rounds: int) -> dict:
     def rival_both() -> None:
         torch.autograd.grad(rival_forward(leaf), leaf, grad)
 
-    ours = ops.lif(leaf, LIFConfig())[0]
+    ours = forward(leaf)
     theirs = rival_forward(leaf)
     assert torch.equal(ours, theirs), "parity is broken: spikes differ"
     torch.testing.assert_close(torch.autograd.grad(ours, leaf, grad)[0], torch.autograd.grad(theirs, leaf, grad)[0])
     rate = ours.mean().item()
-    runs = [lambda: target.copy_(x), lambda: ops.lif(x, LIFConfig()), both, lambda: rival_forward(x), rival_both]
+    runs = [lambda: target.copy_(x), lambda: forward(x), both, lambda: rival_forward(x), rival_both]
     times = interleaved(runs, rounds * 3)
     names = ("copy", "forward", "forward_backward", "spikingjelly_forward", "spikingjelly_forward_backward")
     line = {f"{n}_ns": round(t * 1e6 / x.numel(), 3) for n, t in zip(names, times, strict=True)}

@@ -110,16 +110,21 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, channels_l
 
     channels_last: shape (..., C, H, W) lies in memory as (..., H, W, C). It is no view of another tensor either way.
     """
-    size = math.prod(shape)
-    storage = None
-    if size * dtype.itemsize >= SMALLEST and process_reserve is not None:
-        storage = process_reserve.storage(size * dtype.itemsize)
-    if storage is None:
-        storage = torch.empty(size, dtype=dtype, device="cpu").untyped_storage()
     order = [*range(len(shape))]
     if channels_last:
         order = [*order[:-3], *(len(shape) + i for i in (-2, -1, -3))]
     stride, step = [0] * len(shape), 1
     for axis in reversed(order):
         stride[axis], step = step, step * max(shape[axis], 1)
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, tuple(stride))
+    return empty_strided(shape, tuple(stride), dtype)
+
+
+def empty_strided(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same with strides of one's own, which must leave no holes."""
+    size = math.prod(shape)
+    storage = None
+    if size * dtype.itemsize >= SMALLEST and process_reserve is not None:
+        storage = process_reserve.storage(size * dtype.itemsize)
+    if storage is None:
+        storage = torch.empty(size, dtype=dtype, device="cpu").untyped_storage()
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)

@@ -5,12 +5,14 @@ T: time steps first. The op is elementwise over everything but T, so any layout 
 """
 
 import ctypes
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .eager import is_plain_call, past_the_dispatcher
 from .library import kernel, threads
+from .memory import empty_strided
 
 ELEMENT_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -93,22 +95,25 @@ def dense_steps(x: Tensor) -> Tensor:
     return x if x.numel() == 0 or is_dense(x.shape[1:], x.stride()[1:]) else x.contiguous()
 
 
-def empty_like_steps(x: Tensor, steps: int | None = None) -> Tensor:
-    """An empty tensor shaped like x (T, ...), one step after another, each in x's own layout."""
-    size = x[0].numel() if x.shape[0] else 0
-    return x.new_empty_strided((steps or x.shape[0], *x.shape[1:]), (max(size, 1), *x.stride()[1:]))
+def _step_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of x's shape (T, ...) with one step after another, each in x's own layout."""
+    return (max(x[0].numel(), 1), *x.stride()[1:])
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def like_steps(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad` with the layout of `empty_like_steps(x)`; itself where it has that already."""
-    target_stride = (max(x[0].numel(), 1), *x.stride()[1:])
+    """`grad` in x's dtype with `_step_strides(x)`; itself where it has them already."""
+    target_stride = _step_strides(x)
     same = all(a == b or n == 1 for a, b, n in zip(grad.stride(), target_stride, grad.shape, strict=True))
-    return grad if same and grad.dtype == x.dtype else empty_like_steps(x).copy_(grad)
+    return grad if same and grad.dtype == x.dtype else empty_strided(x.shape, target_stride, x.dtype).copy_(grad)
 
 
 def _like_state(v: Tensor, x: Tensor) -> Tensor:
     """v (...) in the state's dtype and in the layout of one step of x."""
-    state = v.new_empty_strided(x.shape[1:], x.stride()[1:], dtype=torch.promote_types(x.dtype, torch.float32))
+    state = v.new_empty_strided(x.shape[1:], x.stride()[1:], dtype=_state_dtype(x))
     same = v.dtype == state.dtype and v.stride() == state.stride()
     return v if same else state.copy_(v)
 
@@ -121,7 +126,7 @@ _library = torch.library.Library("spikingformer", "FRAGMENT")
 _NEURON_SCHEMA = (
     "float tau, float v_threshold, float? v_reset, int surrogate, float alpha, bool detach_reset, bool decay_input"
 )
-_library.define(f"lif(Tensor x, Tensor? v0, {_NEURON_SCHEMA}) -> (Tensor, Tensor)")
+_library.define(f"lif(Tensor x, Tensor? v0, {_NEURON_SCHEMA}, bool want_membrane) -> (Tensor, Tensor)")
 _library.define(
     "lif_backward(Tensor grad_spikes, Tensor? grad_v_last, Tensor x, Tensor? v0, bool need_grad_v0, "
     f"{_NEURON_SCHEMA}) -> (Tensor, Tensor)"
@@ -138,39 +143,42 @@ def _check(x: Tensor, v0: Tensor | None) -> None:
         raise ValueError(f"the membrane must have shape {tuple(x.shape[1:])} like one step of x, got {tuple(v0.shape)}")
 
 
-def _lif_cpu(x: Tensor, v0: Tensor | None, *constants) -> tuple[Tensor, Tensor]:
+def _membrane_layout(x: Tensor, wanted: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of the last membrane, or of the empty tensor that stands for it."""
+    return (x.shape[1:], x.stride()[1:]) if wanted else ((0,), (1,))
+
+
+def _lif_cpu(x: Tensor, v0: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
     _check(x, v0)
+    *constants, want_membrane = settings
     x = dense_steps(x)
-    spikes = empty_like_steps(x)
-    v_last = spikes.new_empty_strided(
-        x.shape[1:], spikes.stride()[1:], dtype=torch.promote_types(x.dtype, torch.float32)
-    )
-    n = v_last.numel()
+    spikes = empty_strided(x.shape, _step_strides(x), x.dtype)
+    v_last = spikes.new_empty_strided(*_membrane_layout(x, want_membrane), dtype=_state_dtype(x))
+    n = x[0].numel()
     if n:
         start = None if v0 is None else _like_state(v0, x)
         args = neuron_args(x.shape[0], *constants)
         kernel("lif_forward", "piplpppli")(
             ctypes.byref(args), ELEMENT_TYPES[x.dtype], x.data_ptr(), x.stride(0), _address(start), spikes.data_ptr(),
-            v_last.data_ptr(), n, threads(),
+            v_last.data_ptr() if want_membrane else None, n, threads(),
         )  # fmt: skip
     return spikes, v_last
 
 
-def _lif_fake(x: Tensor, v0: Tensor | None, *constants) -> tuple[Tensor, Tensor]:
+def _lif_fake(x: Tensor, v0: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
     _check(x, v0)
-    spikes = empty_like_steps(dense_steps(x))
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    return spikes, spikes.new_empty_strided(x.shape[1:], spikes.stride()[1:], dtype=state_dtype)
+    x = dense_steps(x)
+    membrane = x.new_empty_strided(*_membrane_layout(x, settings[-1]), dtype=_state_dtype(x))
+    return x.new_empty_strided(x.shape, _step_strides(x)), membrane
 
 
 def _lif_backward_cpu(
     grad_spikes: Tensor, grad_v_last: Tensor | None, x: Tensor, v0: Tensor | None, need_grad_v0: bool, *constants
 ) -> tuple[Tensor, Tensor]:
     x = dense_steps(x)
-    grad_x = empty_like_steps(x)
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
+    grad_x = empty_strided(x.shape, _step_strides(x), x.dtype)
     n = x[0].numel()
-    grad_v0 = x.new_empty_strided(x.shape[1:], x.stride()[1:], dtype=state_dtype) if need_grad_v0 else x.new_empty(0)
+    grad_v0 = x.new_empty_strided(*_membrane_layout(x, need_grad_v0), dtype=_state_dtype(x))
     if n:
         start = None if v0 is None else _like_state(v0, x)
         grad_last = None if grad_v_last is None else _like_state(grad_v_last, x)
@@ -185,13 +193,12 @@ def _lif_backward_cpu(
 
 def _lif_backward_fake(grad_spikes, grad_v_last, x, v0, need_grad_v0, *constants):
     x = dense_steps(x)
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    grad_v0 = x.new_empty_strided(x.shape[1:], x.stride()[1:], dtype=state_dtype) if need_grad_v0 else x.new_empty(0)
-    return empty_like_steps(x), grad_v0
+    grad_v0 = x.new_empty_strided(*_membrane_layout(x, need_grad_v0), dtype=_state_dtype(x))
+    return x.new_empty_strided(x.shape, _step_strides(x)), grad_v0
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, v0, *constants = inputs
+    x, v0, *constants, _ = inputs
     ctx.save_for_backward(x, v0)
     ctx.constants = constants
     ctx.set_materialize_grads(False)
@@ -202,12 +209,14 @@ def _backward(ctx, grad_spikes: Tensor | None, grad_v_last: Tensor | None):
     need_grad_v0 = ctx.needs_input_grad[1]
     if grad_spikes is None:
         grad_spikes = torch.zeros_like(x)
-    grad_x, grad_v0 = torch.ops.spikingformer.lif_backward(
-        grad_spikes, grad_v_last, x, v0, need_grad_v0, *ctx.constants
-    )
+    if grad_v_last is not None and grad_v_last.shape != x.shape[1:]:
+        grad_v_last = None  # of the empty tensor that stands for a membrane that was not wanted
+    plain = is_plain_call(grad_spikes, grad_v_last, x)
+    run: Any = _lif_backward_cpu if plain else torch.ops.spikingformer.lif_backward
+    grad_x, grad_v0 = run(grad_spikes, grad_v_last, x, v0, need_grad_v0, *ctx.constants)
     if need_grad_v0:
         grad_v0 = grad_v0.to(v0.dtype)
-    return grad_x, grad_v0 if need_grad_v0 else None, *([None] * len(ctx.constants))
+    return grad_x, grad_v0 if need_grad_v0 else None, *([None] * (len(ctx.constants) + 1))
 
 
 _library.impl("lif", _lif_cpu, "CPU")
@@ -215,14 +224,19 @@ _library.impl("lif_backward", _lif_backward_cpu, "CPU")
 torch.library.register_fake("spikingformer::lif", _lif_fake, lib=_library)
 torch.library.register_fake("spikingformer::lif_backward", _lif_backward_fake, lib=_library)
 torch.library.register_autograd("spikingformer::lif", _backward, setup_context=_setup_context, lib=_library)
+_lif = past_the_dispatcher(torch.ops.spikingformer.lif, _lif_cpu, _setup_context, _backward)
 
 
-def lif(x: Tensor, config: NeuronConfig, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def lif(
+    x: Tensor, config: NeuronConfig, v: Tensor | None = None, want_membrane: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Runs LIF neurons over currents x (T, ...) on the CPU.
 
     x: float32, float64, bfloat16 or float16; the state is float32 (float64 for float64).
     v: (...) the membrane to start from; at rest when None.
-    Returns (spikes (T, ...) in x's dtype and per-step layout, last membrane (...)). Only x is kept for the backward.
+    Returns (spikes (T, ...) in x's dtype and per-step layout, last membrane (...), None where it is not wanted). Only x
+    is kept for the backward.
     Raises ValueError for other dtypes, no time step or a membrane of another shape.
     """
-    return torch.ops.spikingformer.lif(x, v, *neuron_constants(config))
+    spikes, membrane = _lif(x, v, *neuron_constants(config), want_membrane)
+    return spikes, membrane if want_membrane else None

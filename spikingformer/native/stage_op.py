@@ -6,11 +6,13 @@ reciprocal deviation per channel.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .eager import is_plain_call, past_the_dispatcher
 from .library import kernel, threads
 from .memory import empty
 from .neuron_op import _NEURON_SCHEMA, NeuronArgs, NeuronConfig, _library, neuron_args, neuron_constants
@@ -181,7 +183,9 @@ def _backward(ctx, grad_s, grad_current):
     if grad_current is not None and grad_current.numel() == 0:
         grad_current = None
     want_residual = residual is not None and ctx.needs_input_grad[5]
-    grad_y, grad_weight, grad_bias, grad_residual = torch.ops.spikingformer.bn_pool_lif_backward(
+    plain = is_plain_call(grad_s, grad_current, y)
+    run: Any = _backward_cpu if plain else torch.ops.spikingformer.bn_pool_lif_backward
+    grad_y, grad_weight, grad_bias, grad_residual = run(
         grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, *ctx.settings
     )
     return (
@@ -198,6 +202,7 @@ torch.library.register_fake("spikingformer::bn_pool_lif_backward", _backward_fak
 torch.library.register_autograd(
     "spikingformer::bn_pool_lif", once_differentiable(_backward), setup_context=_setup_context, lib=_library
 )
+_bn_pool_lif = past_the_dispatcher(torch.ops.spikingformer.bn_pool_lif, _forward_cpu, _setup_context, _backward)
 
 
 # BatchNorm without a neuron behind it: the projections whose output joins the residual.
@@ -248,9 +253,8 @@ def _norm_setup_context(ctx, inputs, output) -> None:
 
 
 def _norm_backward(ctx, grad):
-    grad_y, grad_weight, grad_bias = torch.ops.spikingformer.batch_norm_backward(
-        grad, *ctx.saved_tensors, ctx.batch_statistics
-    )
+    run: Any = _norm_backward_cpu if is_plain_call(grad) else torch.ops.spikingformer.batch_norm_backward
+    grad_y, grad_weight, grad_bias = run(grad, *ctx.saved_tensors, ctx.batch_statistics)
     return grad_y, None, None, grad_weight, grad_bias, None
 
 
@@ -273,6 +277,7 @@ torch.library.register_fake(
 torch.library.register_autograd(
     "spikingformer::batch_norm", once_differentiable(_norm_backward), setup_context=_norm_setup_context, lib=_library
 )
+_batch_norm = past_the_dispatcher(torch.ops.spikingformer.batch_norm, _norm_cpu, _norm_setup_context, _norm_backward)
 
 
 def _check_float(y: Tensor) -> None:
@@ -322,7 +327,7 @@ def batch_norm(
     Torch's own keeps the same tensors and takes about four times as long backward with channels last.
     """
     _check_float(y)
-    return torch.ops.spikingformer.batch_norm(y, mean, rstd, weight, bias, batch_statistics)
+    return _batch_norm(y, mean, rstd, weight, bias, batch_statistics)
 
 
 def bn_pool_lif(
@@ -365,7 +370,7 @@ def bn_pool_lif(
             raise ValueError(f"{name} must have y's shape {tuple(y.shape)}, got {tuple(extra.shape)}")
         if extra is not None and extra.dtype != y.dtype:
             raise ValueError(f"{name} must have y's dtype {y.dtype}, got {extra.dtype}")
-    spikes, current = torch.ops.spikingformer.bn_pool_lif(
+    spikes, current = _bn_pool_lif(
         y, mean, rstd, weight, bias, residual, batch_statistics, want_current, pool or "none", repeats,
         *neuron_constants(config),
     )  # fmt: skip

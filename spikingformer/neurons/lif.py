@@ -9,22 +9,22 @@ from .reference import lif_reference
 State = dict["LIF", Tensor]  # the membranes of a model in flight, one entry a neuron layer
 
 
-def lif(x: Tensor, config: LIFConfig, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def lif(
+    x: Tensor, config: LIFConfig, v: Tensor | None = None, want_membrane: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Runs LIF neurons over x (T, ...) with the backend of the moment; see `lif_reference` for the meaning.
 
-    Returns (spikes (T, ...) in x's dtype, last membrane (...)).
+    Returns (spikes (T, ...) in x's dtype, last membrane (...); None may stand for one that is not wanted).
     """
     backend = choose_backend(x)
     if backend == "native":
         from spikingformer.native import ops as native_ops
 
-        return native_ops.lif(x, config, v)
+        return native_ops.lif(x, config, v, want_membrane)
     if backend == "triton":
         from .triton import ops as triton_ops
 
-        spikes, membrane = triton_ops.lif(x, config, v)
-        assert membrane is not None
-        return spikes, membrane
+        return triton_ops.lif(x, config, v, want_membrane)
     return lif_reference(x, config, v)
 
 
@@ -40,9 +40,11 @@ class LIF(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        spikes, v = lif(x, self.config, None if state is None else state.get(self))
-        if state is not None:
-            state[self] = v
+        if state is None:
+            return lif(x, self.config, want_membrane=False)[0]
+        spikes, membrane = lif(x, self.config, state.get(self))
+        assert membrane is not None
+        state[self] = membrane
         return spikes
 
     def extra_repr(self) -> str:

@@ -27,10 +27,10 @@ def run(function, x, config, v0, grad_spikes, grad_v):
     return spikes.detach(), v_last.detach(), x.grad, v0.grad
 
 
-def compiled(x, config, v=None):
+def compiled(x, config, v=None, want_membrane=True):
     from spikingformer.native.ops import lif
 
-    return lif(x, config, v)
+    return lif(x, config, v, want_membrane)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -131,9 +131,19 @@ def test_refusals(x, v, message):
 
 def test_op_is_registered_as_torch_asks():
     x = (torch.randn(3, 2, 5, dtype=torch.float64) * 2).requires_grad_()
-    args = (x, None, 2.0, 1.0, 0.0, 0, 4.0, True, True)
     compiled(x.detach(), LIFConfig())  # registers
-    torch.library.opcheck(torch.ops.spikingformer.lif.default, args, test_utils=("test_schema", "test_faketensor"))
+    for want_membrane in (True, False):
+        args = (x, None, 2.0, 1.0, 0.0, 0, 4.0, True, True, want_membrane)
+        torch.library.opcheck(torch.ops.spikingformer.lif.default, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_membrane_that_is_not_wanted(isa):
+    x = (torch.randn(5, 3, 70) * 2).requires_grad_()
+    (spikes, membrane), (whole, _) = compiled(x, LIFConfig(), want_membrane=False), compiled(x, LIFConfig())
+    assert membrane is None
+    assert torch.equal(spikes, whole)
+    grad = torch.randn_like(spikes)
+    assert torch.equal(torch.autograd.grad(spikes, x, grad)[0], torch.autograd.grad(whole, x, grad)[0])
 
 
 def test_unknown_instruction_set_is_named(monkeypatch):

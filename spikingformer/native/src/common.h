@@ -183,42 +183,42 @@ SPK_INLINE Float::Vector multiply_add(Float::Vector a, Float::Vector b, Float::V
 }
 SPK_INLINE Double::Vector multiply_add(Double::Vector a, Double::Vector b, Double::Vector c) { return a * b + c; }
 
-// exp(x) for x <= 0 by range reduction to |r| <= ln(2)/2 and a polynomial (minimax, fitted by iterated least squares with
-// the first two coefficients kept at 1); relative error below 3e-7 (fp32). Below -87 it stays at exp(-87).
-SPK_INLINE Float::Vector exponential(Float::Vector x) {
+// -|a|
+template <class A> SPK_INLINE typename A::Vector negative_absolute(typename A::Vector a) {
+  const typename A::Integer sign = (typename A::Integer)splat<A>(-0.);
+  return (typename A::Vector)((typename A::Integer)a | sign);
+}
+
+// 2^y for y <= 0: n = y rounded, and a polynomial of the rest, |f| <= 1/2 (minimax, fitted by iterated least squares with
+// the constant kept at 1; in pairs, so that no long chain of operations waits); relative error below 2e-7. Below -126 it
+// stays at 2^-126.
+SPK_INLINE Float::Vector power_of_two(Float::Vector y) {
   typedef Float A;
 #if SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
-  x = (A::Vector)_mm256_max_ps((__m256)splat<A>(-87.f), (__m256)x);
+  y = (A::Vector)_mm256_max_ps((__m256)splat<A>(-126.f), (__m256)y);
 #else
-  x = select<A>(x < splat<A>(-87.f), splat<A>(-87.f), x);
+  y = select<A>(y < splat<A>(-126.f), splat<A>(-126.f), y);
 #endif
   const A::Vector magic = splat<A>(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-  A::Vector shifted = multiply_add(x, splat<A>(1.44269504088896341f), magic);
-  A::Vector n = shifted - magic;
-  A::Vector r = multiply_add(n, splat<A>(2.12194440e-4f), multiply_add(n, splat<A>(-0.693359375f), x));
-  A::Vector p = splat<A>(0.00831248f);
-  p = multiply_add(p, r, splat<A>(0.04189055f));
-  p = multiply_add(p, r, splat<A>(0.16667116f));
-  p = multiply_add(p, r, splat<A>(0.49999229f));
-  p = multiply_add(p, r, splat<A>(1.f));
-  p = multiply_add(p, r, splat<A>(1.f));
-  A::Integer k = (A::Integer)shifted - 0x4b400000;
-  return (A::Vector)((A::Integer)p + (k << 23));
+  const A::Vector shifted = y + magic, f = y - (shifted - magic), f2 = f * f;
+  const A::Vector low = multiply_add(f, splat<A>(0.693147004f), splat<A>(1.f));
+  const A::Vector middle = multiply_add(f, splat<A>(0.0555073358f), splat<A>(0.240222424f));
+  const A::Vector high = multiply_add(f, splat<A>(0.00132647273f), splat<A>(0.00967151299f));
+  const A::Vector p = multiply_add(f2, multiply_add(f2, high, middle), low);
+  return (A::Vector)((A::Integer)p + ((A::Integer)shifted << 23));  // magic's own low bits are zeros
 }
-SPK_INLINE Double::Vector exponential(Double::Vector x) {
+SPK_INLINE Double::Vector power_of_two(Double::Vector y) {
   typedef Double A;
-  x = select<A>(x < splat<A>(-708.), splat<A>(-708.), x);
+  y = select<A>(y < splat<A>(-1022.), splat<A>(-1022.), y);
   const double magic = 6755399441055744.;  // 1.5 * 2^52
-  A::Vector shifted = x * 1.4426950408889634074 + magic;
-  A::Vector n = shifted - magic;
-  A::Vector r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+  const A::Vector shifted = y + magic, r = (y - (shifted - magic)) * 0.693147180559945309417;
   static const double inverse_factorial[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
                                              1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 0.5, 1., 1.};
   A::Vector p = splat<A>(inverse_factorial[0]);
   for (int i = 1; i < 14; i++) p = p * r + inverse_factorial[i];
-  A::Integer k = (A::Integer)shifted - 0x4338000000000000;
-  return (A::Vector)((A::Integer)p + (k << 52));
+  return (A::Vector)((A::Integer)p + ((A::Integer)shifted << 52));
 }
+constexpr double kLog2E = 1.44269504088896340736;
 
 // ds/dh as a function of u = h - v_threshold. The numbers are those of spikingformer/neurons/surrogate.py.
 enum Surrogate { kSigmoid, kATan, kRectangle, kTriangle, kFastSigmoid, kGaussian, kSurrogates };
@@ -228,7 +228,7 @@ SPK_INLINE typename A::Vector surrogate_slope(typename A::Vector u, typename A::
   typedef typename A::Scalar S;
   if (kind == kSigmoid) {
     // a s (1 - s) = a e / (1 + e)^2 with e = exp(-a |u|): even in u, no cancellation.
-    V e = exponential(-absolute<A>(u) * alpha);
+    V e = power_of_two(negative_absolute<A>(u) * (S)(alpha * kLog2E));
     V d = (S)1 + e;
     return e * alpha / (d * d);
   }
@@ -246,7 +246,7 @@ SPK_INLINE typename A::Vector surrogate_slope(typename A::Vector u, typename A::
     return (S)1 / (z * z);
   }
   V z = u * alpha;
-  return exponential(-(z * z)) * (S)(0.56418958354775628695 * alpha);
+  return power_of_two(z * z * (S)-kLog2E) * (S)(0.56418958354775628695 * alpha);
 }
 
 // The neuron's constants, as the Python side sends them.

@@ -9,32 +9,13 @@
 
 namespace {
 
-constexpr long kBlock = 2048;      // neurons in one unit of work
-constexpr long kColumn = 2;        // vectors walked at once through all time steps, their state in registers
-constexpr long kColumnSteps = 4;   // with more time steps, walking all of them at once loses the prefetcher
+// Neurons in one unit of work: their states stay in the first-level cache while x and spikes are walked step by step.
+// A step's part is one page, where the prefetcher stops: the next one is asked for while this one is worked on.
+constexpr long kBlock = 1024;
+constexpr long kBlockStates = 8192;  // h of a block at all time steps, for the backward
 
 template <class S> SPK_INLINE void fill(S* p, S value, long n) {
   for (long i = 0; i < n; i++) p[i] = value;
-}
-
-template <class E, class N>
-SPK_INLINE void fire_column(const N& neuron, long T, const typename E::type* x, long x_stride,
-                            const typename E::Arithmetic::Scalar* v0, typename E::type* spikes,
-                            typename E::Arithmetic::Scalar* v_last, long n) {
-  typedef typename E::Arithmetic A;
-  constexpr long L = A::lanes;
-  typename A::Vector v[kColumn];
-  for (int w = 0; w < kColumn; w++) v[w] = v0 ? load<A>(v0 + w * L) : splat<A>(neuron.v_rest);
-  for (long t = 0; t < T; t++) {
-    for (int w = 0; w < kColumn; w++) {
-      typename A::Vector h = neuron.charge(v[w], E::get(x + t * x_stride + w * L));
-      auto fired = neuron.fires(h);
-      E::put(spikes + t * n + w * L, only_where<A>(fired, splat<A>(1)));
-      v[w] = neuron.reset(h, fired);
-    }
-  }
-  if (v_last)
-    for (int w = 0; w < kColumn; w++) store<A>(v_last + w * L, v[w]);
 }
 
 template <class E, class N>
@@ -49,10 +30,8 @@ void lif_forward_body(const N& neuron, long T, const typename E::type* x, long x
   {
     const N local = neuron;  // a copy that no store can alias: its constants stay in registers
     Range mine = my_share(n, kBlock);
-    for (long& i = mine.begin; T <= kColumnSteps && i + kColumn * L <= mine.end; i += kColumn * L)
-      fire_column<E>(local, T, x + i, x_stride, v0 ? v0 + i : v0, spikes + i, v_last ? v_last + i : v_last, n);
     Scratch scratch(kBlock * sizeof(S));
-    S* v = scratch.as<S>();  // a block's membranes stay in the first-level cache, x and spikes are walked in order
+    S* v = scratch.as<S>();
     for (long i0 = mine.begin; i0 < mine.end; i0 += kBlock) {
       const long count = minimum(kBlock, mine.end - i0);
       if (v0) memcpy(v, v0 + i0, count * sizeof(S));
@@ -60,7 +39,10 @@ void lif_forward_body(const N& neuron, long T, const typename E::type* x, long x
       for (long t = 0; t < T; t++) {
         const typename E::type* xt = x + t * x_stride + i0;
         typename E::type* st = spikes + t * n + i0;
+        const typename E::type *next_x = t + 1 < T ? xt + x_stride : x + i0 + kBlock, *next_s = t + 1 < T ? st + n : st;
         for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
+          __builtin_prefetch(next_x + i);
+          __builtin_prefetch(next_s + i, 1);
           V h = local.charge(load<A>(v + i), get_part<E>(xt + i, m));
           auto fired = local.fires(h);
           put_part<E>(st + i, only_where<A>(fired, splat<A>(1)), m);
@@ -73,36 +55,6 @@ void lif_forward_body(const N& neuron, long T, const typename E::type* x, long x
 }
 
 template <class E, int kind, class N>
-SPK_INLINE void backward_column(const N& neuron, long T, const typename E::type* x, long x_stride,
-                                const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
-                                const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
-                                typename E::Arithmetic::Scalar* grad_v0, long n) {
-  typedef typename E::Arithmetic A;
-  typedef typename A::Vector V;
-  constexpr long L = A::lanes;
-  V h[kColumnSteps * kColumn], carry[kColumn];  // carry: v on the way forward, gradient of v on the way back
-  for (int w = 0; w < kColumn; w++) carry[w] = v0 ? load<A>(v0 + w * L) : splat<A>(neuron.v_rest);
-  for (long t = 0; t < T; t++) {
-    for (int w = 0; w < kColumn; w++) {
-      V charged = neuron.charge(carry[w], E::get(x + t * x_stride + w * L));
-      h[t * kColumn + w] = charged;
-      carry[w] = neuron.reset(charged, neuron.fires(charged));
-    }
-  }
-  for (int w = 0; w < kColumn; w++) carry[w] = grad_v_last ? load<A>(grad_v_last + w * L) : splat<A>(0);
-  for (long t = T - 1; t >= 0; t--) {
-    for (int w = 0; w < kColumn; w++) {
-      V grad_h = neuron.template grad_charge<kind>(h[t * kColumn + w], E::get(grad_spikes + t * n + w * L), carry[w]);
-      V share = neuron.over_tau(grad_h);
-      E::put(grad_x + t * n + w * L, neuron.decays_input() ? share : grad_h);
-      carry[w] = grad_h - share;
-    }
-  }
-  if (grad_v0)
-    for (int w = 0; w < kColumn; w++) store<A>(grad_v0 + w * L, carry[w]);
-}
-
-template <class E, int kind, class N>
 void lif_backward_body(const N& neuron, long T, const typename E::type* x, long x_stride,
                        const typename E::Arithmetic::Scalar* v0, const typename E::type* grad_spikes,
                        const typename E::Arithmetic::Scalar* grad_v_last, typename E::type* grad_x,
@@ -111,15 +63,11 @@ void lif_backward_body(const N& neuron, long T, const typename E::type* x, long 
   typedef typename A::Vector V;
   typedef typename A::Scalar S;
   constexpr long L = A::lanes;
-  const long block = maximum(L * 4, minimum(kBlock, 4096 / maximum(T, 1)) / L * L);  // h of a block stays in L1
+  const long block = maximum(L * 4, minimum(kBlock, kBlockStates / maximum(T, 1)) / L * L);
 #pragma omp parallel num_threads(threads) if (n * T > 16384)
   {
     const N local = neuron;  // a copy that no store can alias: its constants stay in registers
     Range mine = my_share(n, block);
-    for (long& i = mine.begin; T <= kColumnSteps && i + kColumn * L <= mine.end; i += kColumn * L)
-      backward_column<E, kind>(local, T, x + i, x_stride, v0 ? v0 + i : v0, grad_spikes + i,
-                               grad_v_last ? grad_v_last + i : grad_v_last, grad_x + i, grad_v0 ? grad_v0 + i : grad_v0,
-                               n);
     Scratch scratch((T + 1) * block * sizeof(S));
     S* h_all = scratch.as<S>();
     S* carry = h_all + T * block;  // v on the way forward, gradient of v on the way back
@@ -129,7 +77,9 @@ void lif_backward_body(const N& neuron, long T, const typename E::type* x, long 
       else fill(carry, local.v_rest, count);
       for (long t = 0; t < T; t++) {
         const typename E::type* xt = x + t * x_stride + i0;
+        const typename E::type* next = t + 1 < T ? xt + x_stride : grad_spikes + t * n + i0;
         for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
+          __builtin_prefetch(next + i);
           V h = local.charge(load<A>(carry + i), get_part<E>(xt + i, m));
           store<A>(h_all + t * block + i, h);
           store<A>(carry + i, local.reset(h, local.fires(h)));
@@ -140,9 +90,12 @@ void lif_backward_body(const N& neuron, long T, const typename E::type* x, long 
       for (long t = T - 1; t >= 0; t--) {
         const typename E::type* gt = grad_spikes + t * n + i0;
         typename E::type* ot = grad_x + t * n + i0;
+        const typename E::type *next_g = t ? gt - n : x + i0 + block, *next_o = t ? ot - n : ot;
         for_each_vector<L>(count, [=](long i, long m) SPK_INLINE_LAMBDA {
-          V grad_h = local.template grad_charge<kind>(load<A>(h_all + t * block + i),
-                                                                       get_part<E>(gt + i, m), load<A>(carry + i));
+          __builtin_prefetch(next_g + i);
+          __builtin_prefetch(next_o + i, 1);
+          V grad_h = local.template grad_charge<kind>(load<A>(h_all + t * block + i), get_part<E>(gt + i, m),
+                                                      load<A>(carry + i));
           V share = local.over_tau(grad_h);
           put_part<E>(ot + i, local.decays_input() ? share : grad_h, m);
           store<A>(carry + i, grad_h - share);

@@ -1,0 +1,54 @@
+"""Calls of the kernels past torch's dispatcher, which in Python costs more than a small kernel takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def is_plain_call(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors in a CPU's memory and nothing but autograd has to see what is done with them.
+
+    False in compilation, tracing and function transforms, under dispatch modes (counters, fake tensors), and for
+    tensors of other classes.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(x is not None and (type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu") for x in tensors)
+    )
+
+
+def past_the_dispatcher(
+    op: Callable[..., Any],
+    run: Callable[..., Any],
+    setup_context: Callable[[Any, tuple, Any], None],
+    gradients: Callable[..., Any],
+) -> Callable[..., Any]:
+    """`op`, whose implementation and autograd the others are; a plain call runs them without the dispatcher."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:  # a `setup_context` of the class would be slow: torch inspects it
+            output = run(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        @once_differentiable  # a second derivative would be silently wrong
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return gradients(ctx, *grads)
+
+    def call(*args: Any) -> Any:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if not is_plain_call(*tensors):
+            return op(*args)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return Direct.apply(*args)
+        return run(*args)
+
+    return call
