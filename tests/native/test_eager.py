@@ -85,7 +85,7 @@ def test_what_is_not_plain():
     assert not is_plain_call(x.to("meta"))
     seen: list[bool] = []
     torch.func.grad(lambda a: (seen.append(is_plain_call(a)), a.sum())[1])(x)
-    torch.jit.trace(lambda a: (seen.append(is_plain_call(a)), a + 1)[1], x)
+    torch.jit.trace(lambda a: (seen.append(is_plain_call(a)), a + 1)[1], x, check_trace=False)
     with Seen():
         seen.append(is_plain_call(x))
     assert seen
