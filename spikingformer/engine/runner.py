@@ -119,7 +119,8 @@ class Engine:
     (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
     (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
-    Raises ValueError for a model that is not of this package, and RuntimeError where the C++ kernels are missing.
+    Raises ValueError for a model that is not of this package or too deep for counts in bytes (127 Spikformer blocks), and
+    RuntimeError where the C++ kernels are missing.
     """
 
     def __init__(self, model: nn.Module | Program, form: str = "float32"):
@@ -136,6 +137,11 @@ class Engine:
         for step in self.program.steps:
             if isinstance(step, AddBits):
                 added = 1 if step.replace else added + 1
+                if added > 255:
+                    raise ValueError(
+                        "the engine counts up to 255 spikes in the residual, a Spikformer of 126 blocks; got "
+                        f"{self._depth()} blocks: call the model itself"
+                    )
             elif isinstance(step, Product):
                 self._packed[step.name] = self._prepare(step, added if step.source == "counts" else 1)
         if self.integer:
@@ -156,6 +162,9 @@ class Engine:
         none = torch.empty(0)
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
         self.program = replace(self.program, steps=tuple(steps))
+
+    def _depth(self) -> int:
+        return sum(isinstance(step, Attention) for step in self.program.steps)
 
     def _prepare(self, step: Product, max_count: int) -> _Packed:
         o, c, k, _ = step.weight.shape

@@ -11,16 +11,22 @@ from torch.autograd.function import once_differentiable
 def is_plain_call(*tensors: Tensor | None) -> bool:
     """Whether these are tensors in a CPU's memory and nothing but autograd has to see what is done with them.
 
-    False in compilation, tracing and function transforms, under dispatch modes (counters, fake tensors), and for
-    tensors of other classes.
+    False in compilation, tracing and function transforms, under torch's modes (counters, fake tensors), and for tensors
+    of other classes or whose memory is not what they stand for. A profiler sees plain calls under autograd's names.
     """
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
         or torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(x is not None and (type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu") for x in tensors)
+        or not all(x is None or _is_in_memory(x) for x in tensors)
     )
+
+
+def _is_in_memory(x: Tensor) -> bool:
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
+    return plain and not x.is_neg() and not x._is_zerotensor()
 
 
 def past_the_dispatcher(
@@ -31,7 +37,7 @@ def past_the_dispatcher(
 ) -> Callable[..., Any]:
     """`op`, whose implementation and autograd the others are; a plain call runs them without the dispatcher."""
 
-    class Direct(torch.autograd.Function):
+    class Direct(torch.autograd.Function):  # renamed below: graphs and profilers show it
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:  # a `setup_context` of the class would be slow: torch inspects it
             output = run(*args)
@@ -42,6 +48,8 @@ def past_the_dispatcher(
         @once_differentiable  # a second derivative would be silently wrong
         def backward(ctx: Any, *grads: Any) -> Any:
             return gradients(ctx, *grads)
+
+    Direct.__name__ = Direct.__qualname__ = str(op)
 
     def call(*args: Any) -> Any:
         tensors = [x for x in args if isinstance(x, Tensor)]

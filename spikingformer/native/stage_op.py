@@ -183,7 +183,7 @@ def _backward(ctx, grad_s, grad_current):
     if grad_current is not None and grad_current.numel() == 0:
         grad_current = None
     want_residual = residual is not None and ctx.needs_input_grad[5]
-    plain = is_plain_call(grad_s, grad_current, y)
+    plain = is_plain_call(grad_s, grad_current, y, mean, rstd, weight, bias, residual)
     run: Any = _backward_cpu if plain else torch.ops.spikingformer.bn_pool_lif_backward
     grad_y, grad_weight, grad_bias, grad_residual = run(
         grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, *ctx.settings
@@ -253,8 +253,9 @@ def _norm_setup_context(ctx, inputs, output) -> None:
 
 
 def _norm_backward(ctx, grad):
-    run: Any = _norm_backward_cpu if is_plain_call(grad) else torch.ops.spikingformer.batch_norm_backward
-    grad_y, grad_weight, grad_bias = run(grad, *ctx.saved_tensors, ctx.batch_statistics)
+    saved = ctx.saved_tensors
+    run: Any = _norm_backward_cpu if is_plain_call(grad, *saved) else torch.ops.spikingformer.batch_norm_backward
+    grad_y, grad_weight, grad_bias = run(grad, *saved, ctx.batch_statistics)
     return grad_y, None, None, grad_weight, grad_bias, None
 
 

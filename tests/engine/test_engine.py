@@ -1,6 +1,7 @@
 """The engine against the model (float32) and against its integer definition (int8, bit for bit), on every path."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from spikingformer.engine import Engine, build_program, int8_reference
 from spikingformer.engine.fixed_point import quantize_neuron, quantize_product, quantize_scale
-from spikingformer.engine.program import Product
+from spikingformer.engine.program import AddBits, Product
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
 from spikingformer.neurons import LIFConfig
@@ -92,6 +93,14 @@ def test_counts_of_spikes_that_all_fire_on_weights_of_one_sign(isa, form, depth)
     with torch.no_grad():
         want = model.double().forward_steps(x.double())
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * want.abs().max().item())
+
+
+def test_counts_beyond_a_byte_are_refused():
+    program = build_program(small("spikformer_4_384", depth=1)[0])
+    adds = [step for step in program.steps if isinstance(step, AddBits) and not step.replace]
+    Engine(replace(program, steps=(*program.steps, *adds[:1] * (255 - 4))))
+    with pytest.raises(ValueError, match="counts up to 255 spikes"):
+        Engine(replace(program, steps=(*program.steps, *adds[:1] * (256 - 4))))
 
 
 @pytest.mark.parametrize("bias", [-0.5, 0.8], ids=["few fire: lists", "many fire: tables"])

@@ -1,5 +1,7 @@
 """Plain calls go past torch's dispatcher; whoever has to see a call still does."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,12 +59,24 @@ def test_a_dispatch_mode_sees_what_a_plain_call_computes(name):
     assert plain_gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("watched", [False, True], ids=["plain", "under a mode"])
 @pytest.mark.parametrize("name", CALLS)
-def test_a_second_derivative_is_refused(name):
+def test_a_second_derivative_is_refused(name, watched):
     y = (torch.randn(2, 3, 4, 6, 6) * 2).requires_grad_()
-    gradient = torch.autograd.grad(CALLS[name][0](y).sum(), y, create_graph=True)[0]
+    with Seen() if watched else contextlib.nullcontext():
+        result = CALLS[name][0](y).sum()
+    gradient = torch.autograd.grad(result, y, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["plain", "under a mode"])
+def test_a_negated_view_is_what_it_stands_for(watched):
+    y = torch.randn(4, 6) * 2
+    with Seen() if watched else contextlib.nullcontext():
+        spikes = ops.lif(torch._neg_view(y), LIFConfig())[0]
+    assert torch.equal(spikes, ops.lif(-y, LIFConfig())[0])
+    assert spikes.any()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -83,6 +97,8 @@ def test_what_is_not_plain():
     assert is_plain_call(x, None, torch.nn.Parameter(x))
     assert not is_plain_call(x.as_subclass(Own))
     assert not is_plain_call(x.to("meta"))
+    assert not is_plain_call(torch._neg_view(x))
+    assert not is_plain_call(torch._efficientzerotensor(2, 3))
     seen: list[bool] = []
     torch.func.grad(lambda a: (seen.append(is_plain_call(a)), a.sum())[1])(x)
     torch.jit.trace(lambda a: (seen.append(is_plain_call(a)), a + 1)[1], x, check_trace=False)

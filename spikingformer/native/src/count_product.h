@@ -82,8 +82,8 @@ struct CountChunk {
   const long quads;
   long hold = 1;   // products of four that 16 bits hold the sums of
   Scratch weights;  // of a line of outputs: [SL outputs][quads][2][FL][4]
-  CountChunk(const ProductArgs& a, long)
-      : a(a), quads((a.channels + 3) / 4), weights(serves(a) ? kCountLine * quads * 4 : 0) {}
+  CountChunk(const ProductArgs& a, long tokens)
+      : a(a), quads((a.channels + 3) / 4), weights(tokens && serves(a) ? kCountLine * quads * 4 : 0) {}
   // Whether counts can be multiplied here at all, and are faster so than by lists (measured: EPYC 7003, avx2).
   static bool serves(const ProductArgs& a) { return a.counts && a.taps == 1 && a.max_count <= kMostCount; }
   static bool prefers(const CountRange& range) { return range.mean > 0.3; }
@@ -92,7 +92,7 @@ struct CountChunk {
     int largest = 1;
     for (long t = 0; t < p.steps; t++)
       largest = maximum(largest, CountRange(a, t * p.total + p.begin, t * p.total + p.end).largest);
-    hold = maximum(1, 32767 / (2 * 128 * largest));
+    hold = 32767 / (2 * 128 * largest);
   }
 
   // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output

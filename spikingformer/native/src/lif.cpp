@@ -10,10 +10,12 @@
 namespace {
 
 // Neurons in one unit of work: their states stay in the first-level cache while x and spikes are walked step by step.
-// A step's part is one page, where the prefetcher stops: the next one is asked for while this one is worked on.
+// In float32 a step's part is one page, where the prefetcher stops: the next one is asked for while this one is worked on.
 constexpr long kBlock = 1024;
-constexpr long kColumn = 2;       // vectors walked at once through all of a few time steps: forward, the fastest way from
-constexpr long kColumnSteps = 4;  // memory; with more steps, or backward, so many streams lose the prefetcher
+// Forward, a few time steps are walked at once, the fastest way from memory; with more, or backward, so many streams lose
+// the prefetcher.
+constexpr long kColumn = 2;  // vectors walked at once
+constexpr long kColumnSteps = 4;
 constexpr long kBlockStates = 8192;  // h of a block at all time steps, for the backward
 
 template <class S> SPK_INLINE void fill(S* p, S value, long n) {

@@ -436,7 +436,7 @@ template <bool integer> void product(const ProductArgs& a) {
     SpikeLists lists(a, b, chunk + 2 * reach);
     LowerBits lower(a, a.counts && !integer ? chunk + 2 * reach : 0);
     ShuffleChunk shuffle(a, shuffled ? chunk : 0);
-    CountChunk bytes(a, chunk);
+    CountChunk bytes(a, integer ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
     Scratch fixed_sums(integer ? 0 : chunk * kTileVectors * SPK_VECTOR_BYTES);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16

@@ -315,7 +315,7 @@ def bn_pool_lif(
     mean, rstd: (C,) float32, from `bn_statistics`, or running_mean and 1 / sqrt(running_var + eps).
     pool: None; "cml": MaxPool(3, 2, 1) of the current, then fire; "sps": fire, then pool the spikes.
     residual: like y; added to the current. spike_residual: like the spikes; added to them. Both without a pool only.
-    scale: (B,) float32, for each sample, as of drop path; without a pool only.
+    scale: (B,) float32, for each sample, as of drop path; without a pool only. No gradient flows to it.
     batch_statistics: mean and rstd came from y itself, so that y's gradient runs through them too.
     want_current: give the current (before the neuron) as well; in the residual's dtype, or y's without one.
     repeats: a still picture's y comes with T = 1 and fires for T = `repeats` steps; without residuals or current.
@@ -337,7 +337,7 @@ def bn_pool_lif(
         if extra is not None and extra.shape != y.shape:
             raise ValueError(f"{name} must have y's shape {tuple(y.shape)}, got {tuple(extra.shape)}")
     s, current = triton_bn_pool_lif(
-        y, mean, rstd, weight, bias, residual, spike_residual, scale,
+        y, mean, rstd, weight, bias, residual, spike_residual, None if scale is None else scale.detach().contiguous(),
         batch_statistics, want_current, pool or "none", repeats, *neuron_arguments(config),
     )  # fmt: skip
     return s, current if want_current else None
