@@ -91,7 +91,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)).item()
 
 
-def stage_case(shape, pool, with_residual, repeats, dtype):
+def stage_case(shape, pool, with_residual, repeats, dtype, dropped=False):
     """(fused, plain in float64, leaves, output gradients) of one stage, on the same numbers."""
     from spikingformer.neurons import LIFConfig, lif_reference
     from spikingformer.neurons.triton.ops import bn_pool_lif, bn_statistics
@@ -104,11 +104,13 @@ def stage_case(shape, pool, with_residual, repeats, dtype):
     if with_residual:
         leaves.append(torch.randn(shape, device="cuda").to(dtype).permute(0, 1, 4, 2, 3))
 
+    scale = torch.linspace(0, 2, shape[1], device="cuda") if dropped else None  # of samples, as drop path has it
+
     def fused(y, weight, bias, residual=None):
         mean, rstd = bn_statistics(y, repeats=repeats)
         s, current = bn_pool_lif(
             y, mean, rstd, weight, bias, config, pool, residual,
-            batch_statistics=True, want_current=with_residual, repeats=repeats,
+            scale=scale, batch_statistics=True, want_current=with_residual, repeats=repeats,
         )  # fmt: skip
         return [s] if current is None else [s, current]
 
@@ -117,6 +119,7 @@ def stage_case(shape, pool, with_residual, repeats, dtype):
 
     def plain(y, weight, bias, residual=None):
         z = F.batch_norm(y.flatten(0, 1), None, None, weight, bias, True).unflatten(0, y.shape[:2])
+        z = z if scale is None else z * scale.to(z.dtype).view(-1, 1, 1, 1)
         z = z if residual is None else z + residual
         current = halve(z) if pool == "cml" else z
         s = lif_reference(current.expand(repeats * len(current), *current.shape[1:]), config)[0]
@@ -184,6 +187,7 @@ def parity_section(report: Report, shard: int) -> None:
         "stage": lambda d: stage_case((4, 4, 8, 8, 384), None, False, 1, d),
         "stage T=16": lambda d: stage_case((16, 2, 8, 8, 256), None, False, 1, d),
         "stage residual": lambda d: stage_case((4, 4, 8, 8, 384), None, True, 1, d),
+        "stage residual drop path": lambda d: stage_case((4, 4, 8, 8, 384), None, True, 1, d, dropped=True),
         "stage residual T=16": lambda d: stage_case((16, 2, 8, 8, 256), None, True, 1, d),
         "stage repeated": lambda d: stage_case((1, 4, 32, 32, 48), None, False, 4, d),
         "cml": lambda d: stage_case((4, 4, 32, 32, 192), "cml", False, 1, d),

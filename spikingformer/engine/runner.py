@@ -119,7 +119,7 @@ class Engine:
     (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
     (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
-    Raises ValueError for a model that is not of this package or too deep for counts in bytes (127 Spikformer blocks), and
+    Raises ValueError for a model not of this package or a Spikformer of more than 126 blocks (counts are bytes), and
     RuntimeError where the C++ kernels are missing.
     """
 
