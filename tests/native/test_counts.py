@@ -77,7 +77,7 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None = 
         pytest.param(1, 31, 40, 33, 35, id="several chunks of one picture"),
     ],
 )
-def test_currents_of_counts(isa, threads, n, c, o, h, w, most, rate, kernel_size, accumulate):
+def test_currents_of_counts(isa, n, c, o, h, w, most, rate, kernel_size, accumulate):
     x, weight, bias = counts(n, c, h, w, most=most, rate=rate), integers(o, c, kernel_size, kernel_size), integers(o)
     before = integers(n, o, h, w, seed=2) if accumulate else None
     want = definition(x, weight, bias, before)

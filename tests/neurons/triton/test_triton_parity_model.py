@@ -109,8 +109,8 @@ def test_steps_aside(change, device, served):
 
 @pytest.mark.parametrize("name", ["spikformer_cml_4_384", "spikingformer_cml_4_384"])
 def test_drop_path(name, device, served, monkeypatch):
-    """The same sample of four dropped in both models: another one from attention than from the MLP."""
-    model, x = tiny(name, device, drop_path_rate=0.25, depth=2, img_size=8, batch=4)
+    """The same sample dropped in both models: another one from attention than from the MLP."""
+    model, x = tiny(name, device, drop_path_rate=0.25, depth=2)
     model.train()
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(DropPath, "factors", lambda self, y: next_factors(self, y))
@@ -118,7 +118,7 @@ def test_drop_path(name, device, served, monkeypatch):
     def next_factors(drop, y):
         if drop.rate == 0:  # the first block's
             return None
-        kept = torch.ones(4, dtype=torch.promote_types(y.dtype, torch.float32), device=device)
+        kept = torch.ones(len(x), dtype=torch.promote_types(y.dtype, torch.float32), device=device)
         kept[len(drawn) % 2] = 0
         drawn.append(kept)
         return kept / (1 - drop.rate)
@@ -128,13 +128,13 @@ def test_drop_path(name, device, served, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "again"),
+    ("name", "again", "dropped"),
     [
-        ("spikingformer_cml_4_384", 4 + 1 + 3),  # stem stages 4, its last layer 1; a block's q k v, proj, fc1
-        ("spikformer_cml_4_384", 4 + 2),  # the stream of spikes itself is kept
+        ("spikingformer_cml_4_384", 4 + 1 + 3, False),  # stem stages 4, its last layer 1; a block's q k v, proj, fc1
+        ("spikingformer_cml_4_384", 4 + 1 + 3, True),
+        ("spikformer_cml_4_384", 4 + 2, False),  # the stream of spikes itself is kept
     ],
 )
-@pytest.mark.parametrize("dropped", [False, True], ids=["", "drop path"])
 def test_spikes_computed_again_in_backward(name, again, dropped, device, served, monkeypatch):
     """Equal to the last bit, and as often as spikes are not kept."""
     from spikingformer.neurons.triton import ops
