@@ -138,9 +138,10 @@ class Engine:
             if isinstance(step, AddBits):
                 added = 1 if step.replace else added + 1
                 if added > 255:
+                    depth = sum(isinstance(step, Attention) for step in self.program.steps)
                     raise ValueError(
                         "the engine counts up to 255 spikes in the residual, a Spikformer of 126 blocks; got "
-                        f"{self._depth()} blocks: call the model itself"
+                        f"{depth} blocks: call the model itself"
                     )
             elif isinstance(step, Product):
                 self._packed[step.name] = self._prepare(step, added if step.source == "counts" else 1)
@@ -162,9 +163,6 @@ class Engine:
         none = torch.empty(0)
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
         self.program = replace(self.program, steps=tuple(steps))
-
-    def _depth(self) -> int:
-        return sum(isinstance(step, Attention) for step in self.program.steps)
 
     def _prepare(self, step: Product, max_count: int) -> _Packed:
         o, c, k, _ = step.weight.shape

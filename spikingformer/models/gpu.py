@@ -1,9 +1,8 @@
 """A model's features on the fused GPU kernels from end to end, where nobody looks at its modules.
 
 Between two products there is one kernel: BatchNorm, residual, pool and the neuron over all time steps (drop path on
-Spikformer's spikes is one more). q, k, v are one
-product and travel packed into attention. Products that look at one token are matrix products over (T, B, H, W, C).
-Numbers and gradients are those of the modules called one by one.
+Spikformer's spikes is one more). q, k, v are one product and travel packed into attention. Products that look at one
+token are matrix products over (T, B, H, W, C). Numbers and gradients are those of the modules called one by one.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -136,9 +136,8 @@ void fire(const N& neuron, const typename N::Current* x, bool repeated, long ste
   }
 }
 
-// A product and the neurons that read its currents, chunk by chunk of about `usual` tokens over all time steps, so that
-// currents are fired while they are in the cache. `keep`: a.out takes them too (the residual stream); else it is scratch at best.
 #ifdef SPK_HAS_SHUFFLE
+// Chunk by chunk of about `usual` tokens over all time steps, so that currents are fired while they are in the cache.
 template <class N, class Chunk>
 void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool keep, long usual, uint64_t* bits) {
   const long total = a.images / steps * a.height * a.width, words = words_of(a.outputs);
@@ -169,9 +168,10 @@ void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool
     }
   }
 }
-
 #endif
 
+// A product and the neurons that read its currents. `keep`: a.out takes them too (the residual stream); else it is
+// scratch at best.
 template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
 #ifdef SPK_HAS_SHUFFLE
   const long tokens = a.images * a.height * a.width;

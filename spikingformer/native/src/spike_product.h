@@ -90,9 +90,9 @@ struct ProductPiece {
   const ListBlocks& b;
   const SpikeLists& lists;
   long list_first, begin, end;
-  // What tables read: bits [tokens from `bits_first`][words], `per` bits a channel; `above`: lists have come before.
+  // What tables read: bits [tokens from `list_first`][words], `per` bits a channel; `above`: lists have come before.
   const uint64_t* bits;
-  long bits_first, per;
+  long per;
   bool above;
 };
 
@@ -195,7 +195,7 @@ template <int NV, class Vector> SPK_INLINE void add_table_rows(Vector* sums, con
 template <int NV, class Make, class Pass> SPK_INLINE void for_each_table(const ProductPiece& p, Make&& make, Pass&& pass) {
   constexpr long step = table_groups<NV>() * 4;
   const long inputs = p.a.channels * p.per, words = words_of(inputs);
-  const uint64_t* bits = p.bits - p.bits_first * words;
+  const uint64_t* bits = p.bits - p.list_first * words;
   for (long tap = 0; tap < p.a.taps; tap++)
     for (long c0 = 0; c0 < inputs; c0 += step) {
       const long here = minimum(step, inputs - c0), groups = (here + 3) / 4;
@@ -467,8 +467,8 @@ template <bool integer> void product(const ProductArgs& a) {
         else bytes.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         continue;
       }
-      const ProductPiece piece{a, b, lists, first, begin, end, a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input,
-                               a.counts ? first : 0, a.counts ? 2 : 1, above};
+      const uint64_t* bits = a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input + first * words_of(a.channels);
+      const ProductPiece piece{a, b, lists, first, begin, end, bits, a.counts ? 2 : 1, above};
       with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
         for (long tile = tile0; tile < tile1; tile++) {
