@@ -29,13 +29,27 @@ def _is_in_memory(x: Tensor) -> bool:
     return plain and not x.is_neg() and not x._is_zerotensor()
 
 
-def past_the_dispatcher(
-    op: Callable[..., Any],
+def past_the_dispatcher(op: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """`op`, whose implementation `run` is: a plain call runs it without the dispatcher."""
+
+    def call(*args: Any) -> Any:
+        plain = is_plain_call(*(x for x in args if isinstance(x, Tensor)))
+        return (run if plain else op)(*args)
+
+    return call
+
+
+def differentiable(
+    library: torch.library.Library,
+    name: str,
     run: Callable[..., Any],
     setup_context: Callable[[Any, tuple, Any], None],
     gradients: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """`op`, whose implementation and autograd the others are; a plain call runs them without the dispatcher."""
+    """Registers the gradients of `spikingformer::name`, whose implementation `run` is; the op past the dispatcher."""
+    op = getattr(torch.ops.spikingformer, name)
+    once = once_differentiable(gradients)  # a second derivative would be silently wrong
+    torch.library.register_autograd(f"spikingformer::{name}", once, setup_context=setup_context, lib=library)
 
     class Direct(torch.autograd.Function):  # renamed below: graphs and profilers show it
         @staticmethod
@@ -45,18 +59,13 @@ def past_the_dispatcher(
             return output
 
         @staticmethod
-        @once_differentiable  # a second derivative would be silently wrong
         def backward(ctx: Any, *grads: Any) -> Any:
-            return gradients(ctx, *grads)
+            return once(ctx, *grads)
 
     Direct.__name__ = Direct.__qualname__ = str(op)
 
-    def call(*args: Any) -> Any:
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        if not is_plain_call(*tensors):
-            return op(*args)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return Direct.apply(*args)
-        return run(*args)
+    def run_with_gradients(*args: Any) -> Any:
+        wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        return Direct.apply(*args) if wanted else run(*args)
 
-    return call
+    return past_the_dispatcher(op, run_with_gradients)

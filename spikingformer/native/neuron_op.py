@@ -5,13 +5,12 @@ T: time steps first. The op is elementwise over everything but T, so any layout 
 """
 
 import ctypes
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .eager import is_plain_call, past_the_dispatcher
+from .eager import differentiable, past_the_dispatcher
 from .library import kernel, threads
 from .memory import empty_strided
 
@@ -212,9 +211,7 @@ def _backward(ctx, grad_spikes: Tensor | None, grad_v_last: Tensor | None):
         grad_spikes = torch.zeros_like(x)
     if grad_v_last is not None and grad_v_last.shape != x.shape[1:]:
         grad_v_last = None  # of the empty tensor that stands for a membrane that was not wanted
-    plain = is_plain_call(grad_spikes, grad_v_last, x, v0)
-    run: Any = _lif_backward_cpu if plain else torch.ops.spikingformer.lif_backward
-    grad_x, grad_v0 = run(grad_spikes, grad_v_last, x, v0, need_grad_v0, *ctx.constants)
+    grad_x, grad_v0 = _lif_backward(grad_spikes, grad_v_last, x, v0, need_grad_v0, *ctx.constants)
     if need_grad_v0:
         grad_v0 = grad_v0.to(v0.dtype)
     return grad_x, grad_v0 if need_grad_v0 else None, *([None] * (len(ctx.constants) + 1))
@@ -224,10 +221,8 @@ _library.impl("lif", _lif_cpu, "CPU")
 _library.impl("lif_backward", _lif_backward_cpu, "CPU")
 torch.library.register_fake("spikingformer::lif", _lif_fake, lib=_library)
 torch.library.register_fake("spikingformer::lif_backward", _lif_backward_fake, lib=_library)
-torch.library.register_autograd(
-    "spikingformer::lif", once_differentiable(_backward), setup_context=_setup_context, lib=_library
-)
-_lif = past_the_dispatcher(torch.ops.spikingformer.lif, _lif_cpu, _setup_context, _backward)
+_lif = differentiable(_library, "lif", _lif_cpu, _setup_context, _backward)
+_lif_backward = past_the_dispatcher(torch.ops.spikingformer.lif_backward, _lif_backward_cpu)
 
 
 def lif(

@@ -6,13 +6,11 @@ reciprocal deviation per channel.
 """
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .eager import is_plain_call, past_the_dispatcher
+from .eager import differentiable, past_the_dispatcher
 from .library import kernel, threads
 from .memory import empty
 from .neuron_op import _NEURON_SCHEMA, NeuronArgs, NeuronConfig, _library, neuron_args, neuron_constants
@@ -183,9 +181,7 @@ def _backward(ctx, grad_s, grad_current):
     if grad_current is not None and grad_current.numel() == 0:
         grad_current = None
     want_residual = residual is not None and ctx.needs_input_grad[5]
-    plain = is_plain_call(grad_s, grad_current, y, mean, rstd, weight, bias, residual)
-    run: Any = _backward_cpu if plain else torch.ops.spikingformer.bn_pool_lif_backward
-    grad_y, grad_weight, grad_bias, grad_residual = run(
+    grad_y, grad_weight, grad_bias, grad_residual = _bn_pool_lif_backward(
         grad_s, grad_current, y, mean, rstd, weight, bias, residual, want_residual, *ctx.settings
     )
     return (
@@ -198,11 +194,8 @@ _library.impl("bn_pool_lif", _forward_cpu, "CPU")
 _library.impl("bn_pool_lif_backward", _backward_cpu, "CPU")
 torch.library.register_fake("spikingformer::bn_pool_lif", _forward_fake, lib=_library)
 torch.library.register_fake("spikingformer::bn_pool_lif_backward", _backward_fake, lib=_library)
-# Once: a second derivative would be silently zero.
-torch.library.register_autograd(
-    "spikingformer::bn_pool_lif", once_differentiable(_backward), setup_context=_setup_context, lib=_library
-)
-_bn_pool_lif = past_the_dispatcher(torch.ops.spikingformer.bn_pool_lif, _forward_cpu, _setup_context, _backward)
+_bn_pool_lif = differentiable(_library, "bn_pool_lif", _forward_cpu, _setup_context, _backward)
+_bn_pool_lif_backward = past_the_dispatcher(torch.ops.spikingformer.bn_pool_lif_backward, _backward_cpu)
 
 
 # BatchNorm without a neuron behind it: the projections whose output joins the residual.
@@ -253,9 +246,7 @@ def _norm_setup_context(ctx, inputs, output) -> None:
 
 
 def _norm_backward(ctx, grad):
-    saved = ctx.saved_tensors
-    run: Any = _norm_backward_cpu if is_plain_call(grad, *saved) else torch.ops.spikingformer.batch_norm_backward
-    grad_y, grad_weight, grad_bias = run(grad, *saved, ctx.batch_statistics)
+    grad_y, grad_weight, grad_bias = _batch_norm_backward(grad, *ctx.saved_tensors, ctx.batch_statistics)
     return grad_y, None, None, grad_weight, grad_bias, None
 
 
@@ -275,10 +266,8 @@ torch.library.register_fake(
     ),
     lib=_library,
 )
-torch.library.register_autograd(
-    "spikingformer::batch_norm", once_differentiable(_norm_backward), setup_context=_norm_setup_context, lib=_library
-)
-_batch_norm = past_the_dispatcher(torch.ops.spikingformer.batch_norm, _norm_cpu, _norm_setup_context, _norm_backward)
+_batch_norm = differentiable(_library, "batch_norm", _norm_cpu, _norm_setup_context, _norm_backward)
+_batch_norm_backward = past_the_dispatcher(torch.ops.spikingformer.batch_norm_backward, _norm_backward_cpu)
 
 
 def _check_float(y: Tensor) -> None:
