@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from ..config import LIFConfig
-from .attention_kernels import attention_backward, attention_backward_keys, attention_forward
+from .attention_kernels import attention_backward, attention_backward_keys, attention_counts, attention_forward
 from .launch import (
     NEURON_ARGUMENTS,
     NEURON_SCHEMA,
@@ -50,13 +50,27 @@ def _packed_parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.unflatten(-1, (3, -1)).unbind(-2)
 
 
+def _counts(k, v, heads, rows, padded, warps):
+    """k^T v of every step, where a program holds a part of the tokens only; else None."""
+    steps, batch, tokens, channels = k.shape
+    if rows >= tokens:
+        return None
+    kv = k.new_empty(steps, batch * heads, padded, padded, dtype=torch.float16)
+    attention_counts[(batch * heads, steps)](
+        k, v, kv, *_strides(k), *_strides(v), batch, tokens, heads, channels // heads, rows, padded,
+        num_warps=warps, num_stages=1, **OPTIONS,
+    )  # fmt: skip
+    return kv
+
+
 def _run_forward(q, k, v, heads, scale, neuron):
     steps, batch, tokens, channels = q.shape
     s = q.new_empty(q.shape)
     rows, padded, warps = _tile(tokens, channels // heads)
     with on_device(q):
         attention_forward[(batch * heads, triton.cdiv(tokens, rows))](
-            q, k, v, s, *_strides(q), *_strides(k), *_strides(v), batch, tokens, heads, scale,
+            q, k, v, s, _counts(k, v, heads, rows, padded, warps),
+            *_strides(q), *_strides(k), *_strides(v), batch, tokens, heads, scale,
             steps, channels // heads, compile_time_neuron(LIFConfig(*neuron)), rows, padded,
             num_warps=warps, num_stages=1, **OPTIONS,
         )  # fmt: skip
@@ -77,7 +91,8 @@ def _run_backward(grad_s, q, k, v, grad_q, grad_k, grad_v, heads, scale, neuron)
     strides = (*_strides(q), *_strides(k), *_strides(v))
     with on_device(q):
         attention_backward[(batch * heads, blocks)](
-            q, k, v, grad_s.contiguous(), grad_q, grad_k, grad_v, grad_y, h, *strides,
+            q, k, v, grad_s.contiguous(), grad_q, grad_k, grad_v, grad_y,
+            _counts(k, v, heads, rows, padded, warps), h, *strides,
             batch, tokens, heads, scale, grad_q.stride(2),
             alone, steps, width, compile_time_neuron(LIFConfig(*neuron)), *products, rows, padded,
             num_warps=warps, num_stages=1, **OPTIONS,

@@ -44,6 +44,42 @@ def _keys_values(k_ptr, v_ptr, k_row, v_row, N, D: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit
+def attention_counts(
+    k_ptr, v_ptr, kv_ptr, k_time, k_batch, k_row, v_time, v_batch, v_row, B, N, HEADS,
+    D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """k^T v of every step, picture and head, for kernels whose programs hold a part of the tokens only.
+
+    kv: [STEPS, B * HEADS, WIDTH, WIDTH] float16. Grid: (B * HEADS, STEPS).
+    """
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    t = tl.program_id(1)
+    k_at = _at_step(k_ptr, t, k_time, batch * k_batch + head * D)
+    v_at = _at_step(v_ptr, t, v_time, batch * v_batch + head * D)
+    kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
+    tl.store(_counts_at(kv_ptr, t, B, HEADS, WIDTH), kv.to(tl.float16))
+
+
+@triton.jit
+def _counts_at(kv_ptr, t, B, HEADS, WIDTH: tl.constexpr):
+    """Places of one step's k^T v in the memory of `attention_counts`."""
+    place = tl.cast(t, tl.int64) * B * HEADS + tl.program_id(0)
+    return kv_ptr + place * WIDTH * WIDTH + tl.arange(0, WIDTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _counts(
+    kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """One step's k^T v, float16: from memory where it was written there, else from k and v."""
+    if kv_ptr is None:
+        return _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH).to(tl.float16)
+    else:
+        return tl.load(_counts_at(kv_ptr, t, B, HEADS, WIDTH))
+
+
+@triton.jit
 def _at_step(ptr, t, time_stride, offset):
     return ptr + tl.cast(time_stride, tl.int64) * t + offset
 
@@ -51,6 +87,7 @@ def _at_step(ptr, t, time_stride, offset):
 @triton.jit
 def attention_forward(
     q_ptr, k_ptr, v_ptr, s_ptr,
+    kv_ptr,  # of `attention_counts`; or None: one block holds all tokens, and counts them itself
     q_time, q_batch, q_row, k_time, k_batch, k_row, v_time, v_batch, v_row,
     B, N, HEADS, scale,
     STEPS: tl.constexpr, D: tl.constexpr, NEURON: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -65,7 +102,8 @@ def attention_forward(
         k_at = _at_step(k_ptr, t, k_time, batch * k_batch + head * D)
         v_at = _at_step(v_ptr, t, v_time, batch * v_batch + head * D)
         q_at = _at_step(q_ptr, t, q_time, batch * q_batch + head * D)
-        h = _membrane(membrane, q_at, k_at, v_at, q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH)
+        kv = _counts(kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D, ROWS, WIDTH)
+        h = _membrane(membrane, q_at, kv, q_row, first, N, scale, D, NEURON, ROWS, WIDTH)
         fired = fires(h, NEURON)
         membrane = reset(h, fired, NEURON)
         _store_rows(s_ptr + (t * B + batch) * N * channels + head * D, fired.to(tl.float32), first, channels,
@@ -74,18 +112,17 @@ def attention_forward(
 
 @triton.jit
 def _membrane(
-    membrane, q_at, k_at, v_at, q_row, k_row, v_row, first, N, scale,
+    membrane, q_at, kv, q_row, first, N, scale,
     D: tl.constexpr, NEURON: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """h of one step and block of tokens."""
-    kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
     q = _rows(q_at, first, q_row, N, D, ROWS, WIDTH)
-    return charge(membrane, tl.dot(q.to(tl.float16), kv.to(tl.float16)) * scale, NEURON)
+    return charge(membrane, tl.dot(q.to(tl.float16), kv) * scale, NEURON)
 
 
 @triton.jit
 def _step_back(
-    h, grad_membrane, q_at, k_at, v_at, grad_s_at, grad_q_at, grad_k_at, grad_v_at, grad_y_at,
+    h, grad_membrane, kv, q_at, k_at, v_at, grad_s_at, grad_q_at, grad_k_at, grad_v_at, grad_y_at,
     q_row, k_row, v_row, grad_row, channels, first, N, scale,
     ALONE: tl.constexpr, D: tl.constexpr, NEURON: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -94,7 +131,6 @@ def _step_back(
     grad_s = _rows(grad_s_at, first, channels, N, D, ROWS, WIDTH).to(tl.float32)
     grad_h = charge_gradient(h, grad_s, grad_membrane, NEURON)
     grad_y = (input_gradient(grad_h, NEURON) * scale).to(OPERAND)
-    kv = _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH)
     grad_q = tl.dot(grad_y, tl.trans(kv).to(OPERAND), input_precision=PRECISION)
     _store_rows(grad_q_at, grad_q, first, grad_row, N, D, ROWS, WIDTH)
     if ALONE:
@@ -116,6 +152,7 @@ def attention_backward(
     q_ptr, k_ptr, v_ptr, grad_s_ptr,
     grad_q_ptr, grad_k_ptr, grad_v_ptr,  # token stride grad_row; unless ALONE, only grad_q is written
     grad_y_ptr,  # dL/dy * scale, contiguous, written unless ALONE
+    kv_ptr,  # of `attention_counts`; or None where ALONE
     h_ptr,  # float32 room for h, contiguous, where its STEPS tiles do not fit the registers; or None
     q_time, q_batch, q_row, k_time, k_batch, k_row, v_time, v_batch, v_row,
     B, N, HEADS, scale, grad_row,
@@ -144,16 +181,19 @@ def attention_backward(
     if h_ptr is None:
         hs = ()
         for t in tl.static_range(STEPS):
+            kv = _counts(kv_ptr, _at_step(k_ptr, t, k_time, k_from), _at_step(v_ptr, t, v_time, v_from),
+                         k_row, v_row, t, B, N, HEADS, D, ROWS, WIDTH)  # fmt: skip
             h = _membrane(
-                membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
-                _at_step(v_ptr, t, v_time, v_from), q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH,
-            )  # fmt: skip
+                membrane, _at_step(q_ptr, t, q_time, q_from), kv, q_row, first, N, scale, D, NEURON, ROWS, WIDTH
+            )
             hs = hs + (h,)
             membrane = reset(h, fires(h, NEURON), NEURON)
         for t in tl.static_range(STEPS - 1, -1, -1):
+            k_at, v_at = _at_step(k_ptr, t, k_time, k_from), _at_step(v_ptr, t, v_time, v_from)
+            kv = _counts(kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D, ROWS, WIDTH)
             grad_membrane = _step_back(
-                hs[t], grad_membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
-                _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
+                hs[t], grad_membrane, kv, _at_step(q_ptr, t, q_time, q_from), k_at, v_at,
+                _at_step(grad_s_ptr, t, step, from_),
                 _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
                 _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
                 q_row, k_row, v_row, grad_row, channels, first, N, scale,
@@ -161,19 +201,21 @@ def attention_backward(
             )  # fmt: skip
     else:
         for t in range(STEPS):
+            kv = _counts(kv_ptr, _at_step(k_ptr, t, k_time, k_from), _at_step(v_ptr, t, v_time, v_from),
+                         k_row, v_row, t, B, N, HEADS, D, ROWS, WIDTH)  # fmt: skip
             h = _membrane(
-                membrane, _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
-                _at_step(v_ptr, t, v_time, v_from), q_row, k_row, v_row, first, N, scale, D, NEURON, ROWS, WIDTH,
-            )  # fmt: skip
+                membrane, _at_step(q_ptr, t, q_time, q_from), kv, q_row, first, N, scale, D, NEURON, ROWS, WIDTH
+            )
             _store_rows(_at_step(h_ptr, t, step, from_), h, first, channels, N, D, ROWS, WIDTH)
             membrane = reset(h, fires(h, NEURON), NEURON)
         tl.debug_barrier()  # another thread may read what this one wrote
         for i in range(STEPS):
             t = STEPS - 1 - i
+            k_at, v_at = _at_step(k_ptr, t, k_time, k_from), _at_step(v_ptr, t, v_time, v_from)
+            kv = _counts(kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D, ROWS, WIDTH)
             grad_membrane = _step_back(
-                _rows(_at_step(h_ptr, t, step, from_), first, channels, N, D, ROWS, WIDTH), grad_membrane,
-                _at_step(q_ptr, t, q_time, q_from), _at_step(k_ptr, t, k_time, k_from),
-                _at_step(v_ptr, t, v_time, v_from), _at_step(grad_s_ptr, t, step, from_),
+                _rows(_at_step(h_ptr, t, step, from_), first, channels, N, D, ROWS, WIDTH), grad_membrane, kv,
+                _at_step(q_ptr, t, q_time, q_from), k_at, v_at, _at_step(grad_s_ptr, t, step, from_),
                 _at_step(grad_q_ptr, t, grad_step, grad_from), _at_step(grad_k_ptr, t, grad_step, grad_from),
                 _at_step(grad_v_ptr, t, grad_step, grad_from), _at_step(grad_y_ptr, t, step, from_),
                 q_row, k_row, v_row, grad_row, channels, first, N, scale,

@@ -121,7 +121,7 @@ def test_stage(compiled, stage):
     [
         (2, 64, 32, ()),
         (16, 64, 16, ()),
-        (2, 196, 96, ("attention_backward_keys",)),
+        (2, 196, 96, ("attention_counts", "attention_backward_keys")),
     ],
     ids=["cifar-4-384", "dvs-2-256", "imagenet-8-768"],
 )
