@@ -69,9 +69,7 @@ def _counts_at(kv_ptr, t, B, HEADS, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _counts(
-    kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
+def _counts(kv_ptr, k_at, v_at, k_row, v_row, t, B, N, HEADS, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """One step's k^T v, float16: from memory where it was written there, else from k and v."""
     if kv_ptr is None:
         return _keys_values(k_at, v_at, k_row, v_row, N, D, ROWS, WIDTH).to(tl.float16)
