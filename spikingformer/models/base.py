@@ -47,6 +47,8 @@ class ModelConfig:
         for name, low in (("depth", 1), ("in_chans", 1), ("num_classes", 0), ("time_steps", 1)):
             if (value := getattr(self, name)) < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
+        if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
+            raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
         if self.pool not in ("cml", "sps"):
             raise ValueError(f'pool must be "cml" or "sps", got {self.pool!r}')
         if self.attention_order not in ORDERS:
@@ -169,8 +171,7 @@ class SpikingTransformer(nn.Module):
 
         x: one time step (B, C, H, W), or several (B, T, C, H, W). Feeding all steps gives the logits of one call.
         """
-        frames = x.unsqueeze(0) if x.ndim == 4 else self.frames(x)[0]
-        self.config.check_size(x.shape[-2], x.shape[-1])
+        frames, _ = self.frames(x)
         neurons = self.neurons()
         membranes: State = {} if state is None else dict(zip(neurons, state.membranes, strict=True))
         features = self._features(frames, 1, membranes).mean((3, 4)).sum(0)

@@ -20,8 +20,6 @@ from spikingformer.neurons import LIFConfig, choose_backend
 from .recompute import Recomputable
 from .whole import is_as_built
 
-_MOST_TOKENS = 2048  # what the attention kernel counts exactly
-
 
 def features_on_gpu(model: Any, frames: Tensor, repeats: int) -> Tensor | None:
     """The last block's output (T, B, C, H, W) of frames (t, B, C, H, W), or None where modules are called one by one.
@@ -44,9 +42,11 @@ def features_on_gpu(model: Any, frames: Tensor, repeats: int) -> Tensor | None:
 
 
 def _serves(model: Any, frames: Tensor) -> bool:
+    from spikingformer.neurons.triton.attention import MOST_TOKENS  # importing it needs triton
+
     c = model.config
     tokens = frames.shape[-2] * frames.shape[-1] // c.patch_size**2
-    if tokens > _MOST_TOKENS:
+    if tokens > MOST_TOKENS:
         return False
     for module in model.modules():
         if not is_unwatched(module):
@@ -94,9 +94,17 @@ class _Walk:
         return self._spikformer(s) if self.model.family() == "spikformer" else self._spikingformer(s)
 
     def _fire(
-        self, layers: list[ConvBN | ConvBNLIF], s: Tensor, config: LIFConfig, pool: str | None = None, repeats: int = 1,
-        **extras: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self,
+        layers: list[ConvBN | ConvBNLIF],
+        s: Tensor,
+        config: LIFConfig,
+        pool: str | None = None,
+        repeats: int = 1,
+        residual: Tensor | None = None,
+        spike_residual: Tensor | None = None,
+        scale: Tensor | None = None,
+        want_current: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """(spikes, current if wanted) of a product and what follows it; several layers lie side by side in channels."""
         norms: list[Any] = [layer.bn for layer in layers]
         weight = _joined([layer.conv.weight for layer in layers])
@@ -115,14 +123,16 @@ class _Walk:
             self._keep_statistics(norms, running, bias)
         else:
             mean, rstd = running[0].clone().float(), (running[1].float() + norms[0].eps).rsqrt()
-        spikes, current = self.ops.bn_pool_lif(
-            y, mean, rstd, gain, offset, config, pool, batch_statistics=training, repeats=repeats, **extras
+        fused: Any = self.ops.bn_pool_lif
+        spikes, current = fused(
+            y, mean, rstd, gain, offset, config, pool, residual, spike_residual, scale, training, want_current, repeats
         )
-        if self.recompute and "spike_residual" not in extras:  # with it, the whole stream would be computed again
-            residual, scale = extras.get("residual"), extras.get("scale")
-            kept: Any = [None if x is None else x.detach() for x in (y, mean, rstd, gain, offset, residual)]
-            fused: Any = self.ops.bn_pool_lif
-            again = partial(fused, *kept[:5], config, pool, residual=kept[5], scale=scale, repeats=repeats)
+        if self.recompute and spike_residual is None:  # with it, the whole stream would be computed again
+            y, mean, rstd, gain, offset = (x.detach() for x in (y, mean, rstd, gain, offset))
+            kept = None if residual is None else residual.detach()
+            again = partial(
+                fused, y, mean, rstd, gain, offset, config, pool, residual=kept, scale=scale, repeats=repeats
+            )
             self._latest = Recomputable(spikes, lambda: again()[0])
         return spikes, current
 

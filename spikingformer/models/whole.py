@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spikingformer.layers.fused import is_unwatched, watches_calls
 from spikingformer.native.library import current_isa
-from spikingformer.native.product_op import fingerprint, is_dense
+from spikingformer.native.product_op import fingerprint, is_plain_layout
 from spikingformer.neurons import LIFConfig, choose_backend
 
 Runner = Callable[[Tensor], Tensor]  # input to logits after each step, (T, B, num_classes)
@@ -105,7 +105,7 @@ def _state(model: nn.Module) -> tuple | None:
                     continue
                 if not tensor.is_cpu or tensor.is_inference():
                     return None
-                if tensor.dtype is torch.float32 and is_dense(tensor):
+                if tensor.dtype is torch.float32 and is_plain_layout(tensor):
                     tensors.append(tensor)
                 elif tensor.dtype is not torch.int64:  # BatchNorm's count of batches
                     return None

@@ -80,7 +80,7 @@ def neuron_constants(config: NeuronConfig) -> tuple[float, float, float | None, 
     )  # fmt: skip
 
 
-def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def is_permuted_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Whether elements of this shape and stride fill one block of memory without holes or overlaps."""
     expected = 1
     for step, size in sorted((st, sz) for st, sz in zip(stride, shape, strict=True) if sz != 1):
@@ -92,7 +92,7 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 def dense_steps(x: Tensor) -> Tensor:
     """x (T, ...) itself where each x[t] is dense in memory, else a contiguous copy."""
-    return x if x.numel() == 0 or is_dense(x.shape[1:], x.stride()[1:]) else x.contiguous()
+    return x if x.numel() == 0 or is_permuted_contiguous(x.shape[1:], x.stride()[1:]) else x.contiguous()
 
 
 def _step_strides(x: Tensor) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from .attention_op import attention_lif
 from .neuron_op import lif
-from .product_op import PackedSpikes, pack_spikes, spike_conv, spike_conv3x3, spike_linear
+from .product_op import PackedSpikes, pack_spikes, spike_conv, spike_linear
 from .stage_op import batch_norm, bn_pool_lif, bn_statistics
 from .stem_op import stem_conv
 
@@ -15,7 +15,6 @@ __all__ = [
     "lif",
     "pack_spikes",
     "spike_conv",
-    "spike_conv3x3",
     "spike_linear",
     "stem_conv",
 ]

@@ -78,7 +78,7 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     """`weight` (O, C, k, k) float32, k 1 or 3, as the kernels want it; kept until the tensor changes or goes away."""
     isa = current_isa()
     key = (id(weight), isa)
-    keeps = isinstance(weight, torch.nn.Parameter) and is_dense(weight)
+    keeps = isinstance(weight, torch.nn.Parameter) and is_plain_layout(weight)
     # Versions see every change but those through `.data`: the fingerprint sees most of them.
     state = (weight._version, weight.data_ptr(), fingerprint([weight])) if keeps else ()
     found = _packed_weights.get(key)
@@ -99,7 +99,7 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     return result
 
 
-def is_dense(x: Tensor) -> bool:
+def is_plain_layout(x: Tensor) -> bool:
     """Whether x is contiguous, as it is or channels last."""
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
@@ -228,11 +228,6 @@ def spike_conv(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.shape[1] > MAX_CHANNELS or not serves_float32(s, weight):
         return F.conv2d(s, weight, bias, padding=k // 2)
     return _SpikeProduct.apply(s, weight, bias)
-
-
-def spike_conv3x3(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`spike_conv` for a weight (O, C, 3, 3)."""
-    return spike_conv(s, weight, bias)
 
 
 def spike_linear(s: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

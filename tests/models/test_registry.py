@@ -208,6 +208,11 @@ def test_wrong_arguments_say_what_to_do():
         timm.create_model("spikingformer_4_384", depths=3)
     with pytest.raises(ValueError, match="num_heads must divide embed_dim 64, got 7"):
         timm.create_model("spikingformer_4_384", embed_dim=64, num_heads=7)
+    for stages in ([4, 5], [0, 0]):
+        with pytest.raises(ValueError, match=r"pooled_stages must be different numbers of 0, 1, 2, 3, got \("):
+            timm.create_model("spikingformer_8_384", pooled_stages=stages)
+    with pytest.raises(ValueError, match="takes 3 channels, got 1"):
+        small("spikingformer_4_384").stream(torch.zeros(1, 1, 16, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match="takes 3 channels, got 1"):
         small("spikingformer_4_384")(torch.zeros(1, 1, 16, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match="expected pictures"):
