@@ -122,14 +122,14 @@ def _address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-_library = torch.library.Library("spikingformer", "FRAGMENT")
-_NEURON_SCHEMA = (
+op_library = torch.library.Library("spikingformer", "FRAGMENT")
+NEURON_SCHEMA = (
     "float tau, float v_threshold, float? v_reset, int surrogate, float alpha, bool detach_reset, bool decay_input"
 )
-_library.define(f"lif(Tensor x, Tensor? v0, {_NEURON_SCHEMA}, bool want_membrane) -> (Tensor, Tensor)")
-_library.define(
+op_library.define(f"lif(Tensor x, Tensor? v0, {NEURON_SCHEMA}, bool want_membrane) -> (Tensor, Tensor)")
+op_library.define(
     "lif_backward(Tensor grad_spikes, Tensor? grad_v_last, Tensor x, Tensor? v0, bool need_grad_v0, "
-    f"{_NEURON_SCHEMA}) -> (Tensor, Tensor)"
+    f"{NEURON_SCHEMA}) -> (Tensor, Tensor)"
 )
 
 
@@ -217,11 +217,11 @@ def _backward(ctx, grad_spikes: Tensor | None, grad_v_last: Tensor | None):
     return grad_x, grad_v0 if need_grad_v0 else None, *([None] * (len(ctx.constants) + 1))
 
 
-_library.impl("lif", _lif_cpu, "CPU")
-_library.impl("lif_backward", _lif_backward_cpu, "CPU")
-torch.library.register_fake("spikingformer::lif", _lif_fake, lib=_library)
-torch.library.register_fake("spikingformer::lif_backward", _lif_backward_fake, lib=_library)
-_lif = differentiable(_library, "lif", _lif_cpu, _setup_context, _backward)
+op_library.impl("lif", _lif_cpu, "CPU")
+op_library.impl("lif_backward", _lif_backward_cpu, "CPU")
+torch.library.register_fake("spikingformer::lif", _lif_fake, lib=op_library)
+torch.library.register_fake("spikingformer::lif_backward", _lif_backward_fake, lib=op_library)
+_lif = differentiable(op_library, "lif", _lif_cpu, _setup_context, _backward)
 _lif_backward = past_the_dispatcher(torch.ops.spikingformer.lif_backward, _lif_backward_cpu)
 
 
