@@ -86,6 +86,11 @@ class StreamState:
     steps: int  # time steps seen
 
 
+def _mean_over_tokens(x: Tensor) -> Tensor:
+    """(T, B, C, H, W) to (T, B, C), in the order in which x lies in memory: its gradient lies alike, without a copy."""
+    return x.permute(0, 1, 3, 4, 2).mean((2, 3)) if x.stride(2) == 1 else x.mean((3, 4))
+
+
 class SpikingTransformer(nn.Module):
     """Base of the families: `stem` gives (T, B, C, H, W), `blocks` keep that shape, the head reads its mean.
 
@@ -149,7 +154,7 @@ class SpikingTransformer(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(T, B, C, H, W) to logits (B, num_classes), or to their input (B, C) with `pre_logits`."""
-        x = x.mean((3, 4)).mean(0)
+        x = _mean_over_tokens(x).mean(0)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ class SpikingTransformer(nn.Module):
         """Logits after each time step, (T, B, num_classes); the last ones are those of a plain call."""
         if (whole := run_whole(self, x)) is not None:
             return whole
-        features = self.forward_features(x).mean((3, 4))
+        features = _mean_over_tokens(self.forward_features(x))
         steps = torch.arange(1, len(features) + 1, device=x.device, dtype=features.dtype)
         return self.head(features.cumsum(0) / steps[:, None, None])
 
@@ -174,7 +179,7 @@ class SpikingTransformer(nn.Module):
         frames, _ = self.frames(x)
         neurons = self.neurons()
         membranes: State = {} if state is None else dict(zip(neurons, state.membranes, strict=True))
-        features = self._features(frames, 1, membranes).mean((3, 4)).sum(0)
+        features = _mean_over_tokens(self._features(frames, 1, membranes)).sum(0)
         steps = len(frames)
         if state is not None:
             features, steps = features + state.feature_sum, steps + state.steps

@@ -12,6 +12,7 @@ from torch import nn
 
 import spikingformer
 from spikingformer.models import VARIANTS
+from spikingformer.models.base import _mean_over_tokens
 from spikingformer.neurons import LIF
 
 NAMES = sorted(VARIANTS)
@@ -247,3 +248,14 @@ def test_compile_gives_the_same_logits():
 
 def test_version_is_there():
     assert spikingformer.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "contiguous"])
+def test_the_heads_gradient_lies_in_memory_as_the_features_do(layout):
+    """Nothing is copied between the head's mean and the last block's backward."""
+    model = small("spikingformer_4_384")
+    features = torch.randn(3, 2, 32, 4, 6, dtype=torch.float64).flatten(0, 1).contiguous(memory_format=layout)
+    features = features.unflatten(0, (3, 2)).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.forward_head(features).square().sum(), features)
+    assert gradient.stride() == features.stride()
+    assert torch.equal(_mean_over_tokens(features), features.mean((3, 4)))
