@@ -52,12 +52,42 @@ RULES: dict[str, list[tuple[str, Any]]] = {
 }
 
 
+# Where scripts keep weights inside a file, in the order in which they are looked for.
+WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema", "module")
+
+
+def bare_name(name: str) -> str:
+    """A weight's name without what DataParallel, DDP and torch.compile put before it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+
+
+def unwrapped(content: Any) -> Any:
+    """The innermost mapping under WRAPPERS."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def weights_of(content: Any, source: object) -> dict[str, Tensor]:
+    """The tensors inside a checkpoint's content, by bare names. Raises ValueError where there are none."""
+    inner = unwrapped(content)
+    found = (
+        {bare_name(str(k)): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
+    )
+    if not found:
+        raise ValueError(f"{source}: no weights in it (expected a state dict, bare or under {', '.join(WRAPPERS)})")
+    return found
+
+
 def our_name(official: str, family: str) -> str | None:
     """Our name for a published parameter, buffer or module; None for one that is dropped by name.
 
     `family`: "spikingformer" or "spikformer". Raises ValueError for a name that no rule knows.
     """
-    bare = re.sub(r"^module\.", "", official)
+    bare = bare_name(official)
     if any(re.fullmatch(rule, bare) for rule in DROPPED):
         return None
     for pattern, replacement in RULES[family]:
@@ -67,18 +97,35 @@ def our_name(official: str, family: str) -> str | None:
     raise ValueError(f"{official!r} is no name of a published {family} checkpoint")
 
 
+def described_by(state_dict: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The arguments of a model that its weights' shapes tell: width, depth, MLP ratio, channels, classes.
+
+    Heads, picture size and time steps are in no shape. Raises ValueError where the weights are not of this family.
+    """
+    shapes = {our_name(name, family): tuple(value.shape) for name, value in unwrapped(state_dict).items()}
+    needed = ("head.weight", "stem.stages.0.conv.weight", "blocks.0.mlp.fc1.conv.weight")
+    if missing := [name for name in needed if name not in shapes]:
+        raise ValueError(f"no {missing[0]} in it: not a published checkpoint of these models")
+    (classes, width), first, hidden = (shapes[name][:2] for name in needed)
+    return {
+        "embed_dim": width,
+        "depth": len({name.split(".")[1] for name in shapes if name and name.startswith("blocks.")}),
+        "mlp_ratio": hidden[0] / width,
+        "in_chans": first[1],
+        "num_classes": classes,
+    }
+
+
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """A published state dict as one that `model.load_state_dict(..., strict=True)` takes.
 
     Every tensor keeps its values; 1x1 products are reshaped to (out, in, 1, 1). A checkpoint that holds its weights
-    under "state_dict" or "model" is unwrapped. Raises ValueError where a key finds no place, a shape differs, or one
+    under one of WRAPPERS is unwrapped. Raises ValueError where a key finds no place, a shape differs, or one
     is missing: it names the keys.
     """
     if not isinstance(model, SpikingTransformer):
         raise ValueError(f"expected a model of this package, got {type(model).__name__}")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
+    state_dict = unwrapped(state_dict)
     family = model.family()
     target = model.state_dict()
     converted: dict[str, Tensor] = {}

@@ -2,6 +2,10 @@
 
 import argparse
 
+# What the published CIFAR-100 models differ in from those for CIFAR-10: their heads, and the set's mean and deviation.
+_CIFAR100_HEADS = 8
+_CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -10,48 +14,54 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Reads weights only: code in the file is never run. Every weight must find its place.",
         epilog="example: spikingformer convert x.pth.tar --model spikingformer_cml_8_384 --output x.safetensors",
     )
-    parser.add_argument("file", help=".pth or .pth.tar with `state_dict` or `model`, or a bare state dict")
+    parser.add_argument("file", help=".pth or .pth.tar: a state dict, bare or under `state_dict`, `model`, ...")
     parser.add_argument("--model", required=True, help="which model it is (see `spikingformer models`)")
     parser.add_argument("--output", required=True, help="file to write, .safetensors")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="picture size (default: the model's own)")
-    parser.add_argument("--num-heads", type=int, help="attention heads (default: the model's own; CIFAR-10 used 12)")
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        help="attention heads: no weight tells (default: the model's own; CIFAR-100: 8)",
+    )
     parser.add_argument("--time-steps", type=int, help="T (default: the model's own)")
     parser.add_argument(
         "--mean", type=float, nargs="+", help="per-channel mean it was trained with (default: the model's)"
     )
     parser.add_argument("--std", type=float, nargs="+", help="per-channel deviation (default: the model's)")
     parser.add_argument("--class-names", metavar="FILE", help="a class name a line (default: numbers)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    import json
     from pathlib import Path
     from typing import Any
 
-    from spikingformer.official import convert_state_dict
+    from spikingformer.official import convert_state_dict, described_by, our_name, weights_of
     from spikingformer.training.checkpoint import ModelInfo, create_model, load_weights, save_model, versions
-    from spikingformer.training.foreign import read_published, weights_of
+    from spikingformer.training.foreign import read_published
 
     source, output = Path(args.file), Path(args.output)
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
-    content = read_published(source)
-    weights = weights_of(content, source)
-    if "head.weight" not in weights or weights["head.weight"].ndim != 2:
-        raise ValueError(f"{source}: no head.weight in it: not a published checkpoint of these models")
-    stem = weights.get("patch_embed.proj_conv.weight")
-    wanted = {
-        "num_classes": weights["head.weight"].shape[0],
-        "in_chans": None if stem is None else stem.shape[1],
-        "img_size": args.img_size,
-        "num_heads": args.num_heads,
-        "time_steps": args.time_steps,
-    }
-    kwargs = {name: value for name, value in wanted.items() if value is not None}
+    weights = weights_of(read_published(source), source)
+    asked = {"img_size": args.img_size, "num_heads": args.num_heads, "time_steps": args.time_steps}
+    named = create_model(args.model, {})
+    cfg: dict[str, Any] = dict(named.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
+    family = args.model.partition("_")[0]
+    try:
+        sizes = described_by(weights, family)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    other = {name: value for name, value in sizes.items() if value != getattr(named.config, name)}
+    kwargs: dict[str, Any] = {**sizes, "img_size": cfg["input_size"][1]}
+    kwargs |= {name: value for name, value in asked.items() if value is not None}
+    mean, std = args.mean or cfg["mean"], args.std or cfg["std"]
+    if kwargs["num_classes"] == 100 and kwargs["img_size"] == 32:
+        kwargs.setdefault("num_heads", _CIFAR100_HEADS)
+        mean, std = args.mean or _CIFAR100_MEAN, args.std or _CIFAR100_STD
     model = create_model(args.model, kwargs)
-    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
-    kwargs.setdefault("img_size", cfg["input_size"][1])
-    kwargs.setdefault("in_chans", cfg["input_size"][0])
     converted = convert_state_dict(weights, model)
     load_weights(model, converted, source)
     classes = kwargs["num_classes"]
@@ -66,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         name=args.model,
         kwargs=kwargs,
         class_names=names,
-        mean=tuple(args.mean or cfg["mean"]),
-        std=tuple(args.std or cfg["std"]),
+        mean=tuple(mean),
+        std=tuple(std),
         interpolation=cfg["interpolation"],
         crop_fraction=cfg["crop_pct"],
         kind="events" if kwargs["in_chans"] == 2 else "pictures",
@@ -75,9 +85,16 @@ def run(args: argparse.Namespace) -> int:
         versions=versions(),
     )
     save_model(output, converted, info)
-    dropped = len(weights) - len(converted)
-    print(
-        f"{output}: {args.model}, {len(converted)} tensors, {classes} classes"
-        + (f"; {dropped} unused keys dropped" if dropped else "")
-    )
+    dropped = [name for name in weights if our_name(name, family) is None]
+    heads = model.config.num_heads  # type: ignore[union-attr]
+    if args.json:
+        written = {"file": str(output), "model": args.model, "kwargs": {**kwargs, "num_heads": heads}}
+        print(json.dumps(written | {"tensors": len(converted), "dropped": dropped}))
+        return 0
+    print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes, {heads} attention heads")
+    if other:
+        differing = ", ".join(f"{name} {value} (not {getattr(named.config, name)})" for name, value in other.items())
+        print(f"its weights have another size than {args.model}: {differing}")
+    if dropped:
+        print(f"dropped, since no published forward uses them: {', '.join(dropped)}")
     return 0

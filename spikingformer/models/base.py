@@ -49,6 +49,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
             raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be larger than 0, got {self.mlp_ratio}")
         if self.pool not in ("cml", "sps"):
             raise ValueError(f'pool must be "cml" or "sps", got {self.pool!r}')
         if self.attention_order not in ORDERS:
@@ -132,6 +134,8 @@ class SpikingTransformer(nn.Module):
             )
         if x.shape[-3] != c.in_chans:
             raise ValueError(f"the model takes {c.in_chans} channels, got {x.shape[-3]}: create it with in_chans=...")
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating-point numbers, got {x.dtype}: give x.float()")
         c.check_size(x.shape[-2], x.shape[-1])
         if x.ndim == 4:
             return x.unsqueeze(0), self.time_steps
@@ -240,7 +244,7 @@ class SpikingTransformer(nn.Module):
             y = block(y, None)
             if i in wanted:
                 out.append(y.mean(0))
-            if stop_early and i == max(wanted):
+            if stop_early and i >= max(wanted, default=0):
                 break
         return out if intermediates_only else (y, out)
 

@@ -59,7 +59,14 @@ def _tag(pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None) -> str | N
 
 
 def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
-    """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has."""
+    """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has.
+
+    timm's own train.py always passes `drop_rate` and may pass `global_pool`: their only values here are accepted.
+    """
+    if overrides.pop("drop_rate", None):
+        raise ValueError(f"{name}: these models have no dropout, got drop_rate other than 0; drop_path_rate is there")
+    if (pool := overrides.pop("global_pool", None)) not in (None, "", "avg"):
+        raise ValueError(f"{name}: only average pooling is there (global_pool='avg'), got {pool!r}")
     unknown = sorted(set(overrides) - _OVERRIDES)
     if unknown:
         raise TypeError(f"{name}: unknown argument {unknown[0]!r}; a model takes {', '.join(sorted(_OVERRIDES))}")

@@ -111,7 +111,7 @@ def _state(model: nn.Module) -> tuple | None:
                     return None
     if not all(kind.__module__.startswith(_PLAIN_SOURCES) for kind in kinds):
         return None
-    # Versions see every change but those through `.data`: the fingerprint sees most of them.
+    # Versions see every change but those through `.data`: the fingerprint sees these.
     versions = [(id(t), t._version) for t in tensors]
     return current_isa(), found, versions, fingerprint(tensors)
 

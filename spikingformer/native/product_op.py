@@ -79,7 +79,7 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     isa = current_isa()
     key = (id(weight), isa)
     keeps = isinstance(weight, torch.nn.Parameter) and is_plain_layout(weight)
-    # Versions see every change but those through `.data`: the fingerprint sees most of them.
+    # Versions see every change but those through `.data`: the fingerprint sees these.
     state = (weight._version, weight.data_ptr(), fingerprint([weight])) if keeps else ()
     found = _packed_weights.get(key)
     if keeps and found and found[0]() is weight and found[1] == state:
@@ -105,15 +105,12 @@ def is_plain_layout(x: Tensor) -> bool:
 
 
 def fingerprint(tensors: list[Tensor]) -> int:
-    """A number that changes with the contents of tensors that are dense in memory.
-
-    It reads all of tensors up to 16 KB and a line of memory in every 16 KB of the rest.
-    """
+    """A number that changes with the contents of tensors that are dense in memory; all of them is read."""
     n = len(tensors)
     addresses = (ctypes.c_void_p * n)(*[t.data_ptr() for t in tensors])
     sizes = (ctypes.c_int64 * n)(*[t.numel() * t.element_size() for t in tensors])
     result = ctypes.c_uint64()
-    kernel("fingerprint", "pplp")(addresses, sizes, n, ctypes.addressof(result))
+    kernel("fingerprint", "pplpi")(addresses, sizes, n, ctypes.addressof(result), threads())
     return result.value
 
 

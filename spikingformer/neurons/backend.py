@@ -74,6 +74,8 @@ def unavailable(name: str) -> str | None:
 
 def _unfit(name: str, x: Tensor) -> str | None:
     """Why backend `name` cannot serve x, or None where it can."""
+    if name != "reference" and not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        return "torch.jit.trace would record its results as constants (torch.export and torch.compile see through it)"
     if name == "native":
         if x.device.type != "cpu":
             return f"it runs on CPU tensors, got one on {x.device}"

@@ -44,19 +44,3 @@ def _unsafe(path: Path) -> str:
     except Exception:  # the file is damaged or of an old form: the refusal stands without the names
         return ""
     return f" ({', '.join(sorted(names)[:5])})" if names else ""
-
-
-def weights_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The state dict inside, by bare names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: no weights in it (expected `state_dict`, `model` or a bare state dict)")
-    return {
-        str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, torch.Tensor)
-    }

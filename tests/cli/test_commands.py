@@ -1,14 +1,17 @@
 """The command as people type it: what it prints, its status, and one clear screen for each bad input."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from spikingformer.cli import COMMANDS, main
+from spikingformer.training.checkpoint import load_model
 from spikingformer.training.recipe import save_recipe
 from tests.training.helpers import TINY, tiny_recipe
 
@@ -82,20 +85,45 @@ def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
     assert {"label"} <= rows[2].keys()
 
 
-def test_convert_then_evaluate(run_folder, capsys, tmp_path):
-    import timm
+def published_weights(classes: int) -> dict[str, torch.Tensor]:
+    """A small Spikingformer's weights under published names, as DataParallel and torch.compile leave them."""
+    model = timm.create_model("spikingformer_4_384", embed_dim=32, depth=1, num_heads=8, num_classes=classes)
+    renamed = (
+        ("stem.last.", "patch_embed.proj4_"), ("stem.stages.0.", "patch_embed.proj_"),
+        (r"stem.stages.(\d).", r"patch_embed.proj\1_"), ("blocks.0.mlp.fc", "block.0.mlp.mlp"),
+        ("blocks.0.attn.(q|k|v|proj).", r"block.0.attn.\1_"), (r"mlp(\d)\.", r"mlp\1_"),
+    )  # fmt: skip
+    weights = {}
+    for name, value in model.state_dict().items():
+        for ours, theirs in renamed:
+            name = re.sub(ours, theirs, name)
+        weights[f"module._orig_mod.{name}"] = value
+    return weights | {"module._orig_mod.norm.weight": torch.ones(32)}
 
-    from spikingformer.official import DROPPED
 
-    assert DROPPED
-    source = tmp_path / "published.pth.tar"
+def test_convert_takes_the_size_from_the_weights(capsys, tmp_path):
+    source, output = tmp_path / "published.pth.tar", tmp_path / "x.safetensors"
+    torch.save({"state_dict_ema": published_weights(100), "epoch": 3}, source)
+    command = ["convert", str(source), "--model", "spikingformer_4_384", "--output", str(output)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "100 classes, 8 attention heads" in text, "the published CIFAR-100 models have 8, no weight tells"
+    assert "embed_dim 32 (not 384), depth 1 (not 4)" in text
+    assert "dropped, since no published forward uses them: norm.weight" in text
+    model, info = load_model(output)
+    assert (model.config.embed_dim, model.config.num_heads, info.mean[0]) == (32, 8, 0.5071)
+    assert main([*command, "--num-heads", "4", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["kwargs"]["num_heads"] == 4
+    assert written["dropped"] == ["norm.weight"]
+
+
+def test_convert_refuses_what_is_not_published(capsys, tmp_path):
+    source, output = tmp_path / "published.pth.tar", tmp_path / "x.safetensors"
     torch.save({"state_dict": {"head.weight": torch.zeros(10, 16)}, "epoch": 3}, source)
-    message = refused(
-        capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", tmp_path / "x.safetensors"
-    )
-    assert "missing" in message or "no such weight" in message
-    assert not (tmp_path / "x.safetensors").exists()
-    assert timm.is_model("spikingformer_cml_4_256")
+    message = refused(capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", output)
+    assert f"{source}: no stem.stages.0.conv.weight in it: not a published checkpoint" in message
+    assert not output.exists()
 
 
 def test_unknown_recipe_key(capsys):

@@ -5,13 +5,14 @@ import timm
 import torch
 
 import spikingformer  # noqa: F401
-from spikingformer.official import convert_state_dict, our_name
+from spikingformer.official import WRAPPERS, convert_state_dict, our_name, weights_of
 
 
 @pytest.mark.parametrize(
     ("official", "family", "ours"),
     [
         ("module.patch_embed.proj_conv.weight", "spikingformer", "stem.stages.0.conv.weight"),
+        ("module._orig_mod.head.weight", "spikformer", "head.weight"),
         ("patch_embed.proj3_bn.running_var", "spikingformer", "stem.stages.3.bn.running_var"),
         ("patch_embed.block4_conv.weight", "spikingformer", "stem.last.conv.weight"),
         ("patch_embed.block0_bn.weight", "spikingformer", "stem.stages.0.bn.weight"),
@@ -45,3 +46,15 @@ def test_refusals_name_the_keys():
         convert_state_dict({"encoder.weight": torch.zeros(1)}, model)
     with pytest.raises(ValueError, match="expected a model of this package, got Linear"):
         convert_state_dict({}, torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_are_found_under_every_wrapper(wrapper):
+    weights = weights_of({wrapper: {"_orig_mod.head.weight": torch.ones(1)}, "epoch": 3}, "x.pth")
+    assert list(weights) == ["head.weight"]
+
+
+def test_no_weights():
+    for content in ({"epoch": 3}, [1], {"state_dict": {}}):
+        with pytest.raises(ValueError, match=r"x\.pth: no weights in it \(expected .*under state_dict"):
+            weights_of(content, "x.pth")

@@ -13,7 +13,7 @@ from torch import nn
 import spikingformer
 from spikingformer.models import VARIANTS
 from spikingformer.models.base import _mean_over_tokens
-from spikingformer.neurons import LIF
+from spikingformer.neurons import LIF, use_backend
 
 NAMES = sorted(VARIANTS)
 PARAMETERS = {  # learned values that forward uses, models.md
@@ -207,6 +207,15 @@ def test_any_size_that_the_downsampling_divides(name):
 def test_wrong_arguments_say_what_to_do():
     with pytest.raises(TypeError, match=r"unknown argument 'depths'; a model takes .*depth"):
         timm.create_model("spikingformer_4_384", depths=3)
+    for wrong, message in (
+        ({"drop_rate": 0.1}, "no dropout, got drop_rate other than 0"),
+        ({"global_pool": "max"}, "only average pooling is there .*, got 'max'"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be larger than 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            timm.create_model("spikingformer_4_384", **wrong)
+    with pytest.raises(ValueError, match=r"expected floating-point numbers, got torch.uint8: give x.float\(\)"):
+        small("spikingformer_4_384")(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="num_heads must divide embed_dim 64, got 7"):
         timm.create_model("spikingformer_4_384", embed_dim=64, num_heads=7)
     for stages in ([4, 5], [0, 0]):
@@ -248,6 +257,24 @@ def test_compile_gives_the_same_logits():
 
 def test_version_is_there():
     assert spikingformer.__version__.count(".") == 2
+
+
+def test_what_timms_own_train_script_passes():
+    always = {"in_chans": None, "num_classes": 7, "drop_rate": 0.0, "drop_path_rate": None, "drop_block_rate": None,
+              "global_pool": "avg", "bn_momentum": None, "bn_eps": None, "scriptable": False}  # fmt: skip
+    assert timm.create_model("spikingformer_8_384", embed_dim=32, depth=1, **always).num_classes == 7
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+def test_a_traced_model_follows_its_input():
+    """The kernels' results would be recorded as constants: the plain neurons serve there."""
+    model = small("spikingformer_4_384").float().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(2, 3, 16, 16))
+        x = torch.randn(5, 3, 16, 16)
+        torch.testing.assert_close(traced(x), model(x))
+        with use_backend("native"), pytest.raises(ValueError, match=r"torch\.jit\.trace would record"):
+            torch.jit.trace(model, x)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "contiguous"])

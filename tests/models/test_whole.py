@@ -340,6 +340,14 @@ def through_data(model: nn.Module, x: Tensor) -> None:
         p.data.mul_(1.1)
 
 
+def a_few_rows_through_data(model: nn.Module, x: Tensor) -> None:
+    model.blocks[0].mlp.fc1.conv.weight.data[3:9] *= -1
+
+
+def one_weight_through_data(model: nn.Module, x: Tensor) -> None:
+    model.blocks[0].mlp.fc2.conv.weight.data[5, 77] = 50.0
+
+
 def new_data(model: nn.Module, x: Tensor) -> None:
     for p in model.parameters():
         p.data = p.data * 1.1
@@ -444,7 +452,8 @@ def parametrized(model: nn.Module, x: Tensor) -> None:
 
 
 CHANGES = [
-    optimiser_step, training_step, other_weights, assigned_weights, through_data, new_data, one_bias_through_data,
+    optimiser_step, training_step, other_weights, assigned_weights, through_data, a_few_rows_through_data,
+    one_weight_through_data, new_data, one_bias_through_data,
     one_weight_in_place, through_numpy, new_head, own_head, head_without_bias, other_threshold, one_threshold,
     more_time_steps, other_eps, other_attention_scale, fewer_blocks, no_norm, no_pool, another_norm,
     norm_without_scale, norm_without_statistics, folded, pruned, parametrized,

@@ -179,3 +179,27 @@ def test_refusals():
         spike_conv(torch.zeros(1, 2, 8, 8), torch.zeros(3, 2, 5, 5))
     with pytest.raises(ValueError, match=r"a weight \(O, C, k, k\)"):
         spike_conv(torch.zeros(1, 2, 8, 8), torch.zeros(3, 4, 3, 3))
+
+
+def test_the_fingerprint_sees_every_word():
+    """Pairs too, in one stream of the hash: changes of two signs must not undo each other."""
+    x = torch.randn(200_000)
+    before = product_op.fingerprint([x, x[:7]])
+    changed = set()
+    for places in (
+        [0],
+        [1],
+        [131_071],
+        [199_999],
+        [1, 17],
+        [1, 17, 33, 49],
+        [2, 2 + 16 * 999],
+        list(range(3000, 9000)),
+    ):
+        y = x.clone()
+        y[places] *= -1
+        changed.add(product_op.fingerprint([y, y[:7]]))
+    assert before not in changed
+    assert len(changed) == 8
+    assert product_op.fingerprint([x.clone(), x[:7]]) == before
+    assert product_op.fingerprint([x[:7], x]) != before

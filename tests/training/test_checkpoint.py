@@ -9,9 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from spikingformer.official import weights_of
 from spikingformer.training import atomic
 from spikingformer.training.checkpoint import ModelInfo, create_model, load_model, save_model
-from spikingformer.training.foreign import read_published, weights_of
+from spikingformer.training.foreign import read_published
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 NAME = "spikingformer_cml_4_256"

@@ -322,26 +322,63 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
   }
 }
 
+constexpr uint64_t kHashPrime = 0x9E3779B97F4A7C15ull;
+
+SPK_INLINE uint64_t mixed(uint64_t hash, uint64_t word) {
+  hash = (hash ^ word) * kHashPrime;
+  return hash << 29 | hash >> 35;  // a changed sign moves down, where the next product spreads it
+}
+
+// Eight streams of words, so that their products overlap.
+uint64_t hash_of(const char* p, long bytes) {
+  uint64_t a = 1, b = 2, c = 3, d = 4, e = 5, f = 6, g = 7, h = 8;
+  uint64_t line[8];
+  for (long at = 0; at < bytes; at += 64) {
+    if (bytes - at >= 64) {
+      memcpy(line, p + at, 64);
+    } else {
+      memset(line, 0, 64);
+      memcpy(line, p + at, bytes - at);
+    }
+    a = mixed(a, line[0]), b = mixed(b, line[1]), c = mixed(c, line[2]), d = mixed(d, line[3]);
+    e = mixed(e, line[4]), f = mixed(f, line[5]), g = mixed(g, line[6]), h = mixed(h, line[7]);
+  }
+  const uint64_t streams[8] = {a, b, c, d, e, f, g, h};
+  uint64_t sum = bytes;
+  for (int i = 0; i < 8; i++) sum = mixed(sum, streams[i]);
+  return sum;
+}
+
+void fingerprint(const void* const* memory, const int64_t* bytes, long count, uint64_t* result, int threads) {
+  constexpr long kPiece = 1 << 17;
+  long pieces = 0;
+  for (long i = 0; i < count; i++) pieces += (bytes[i] + kPiece - 1) / kPiece;
+  Scratch scratch((pieces + 1) * (sizeof(uint64_t) + sizeof(const char*) + sizeof(int64_t)));
+  uint64_t* hashes = scratch.as<uint64_t>();
+  const char** starts = (const char**)(hashes + pieces + 1);
+  int64_t* sizes = (int64_t*)(starts + pieces + 1);
+  long n = 0;
+  for (long i = 0; i < count; i++)
+    for (long at = 0; at < bytes[i]; at += kPiece, n++) {
+      starts[n] = (const char*)memory[i] + at;
+      sizes[n] = minimum(kPiece, bytes[i] - at);
+    }
+#pragma omp parallel for num_threads(threads) if (pieces > 8)
+  for (long i = 0; i < pieces; i++) hashes[i] = hash_of(starts[i], sizes[i]);
+  uint64_t sum = count;
+  for (long i = 0; i < pieces; i++) sum = mixed(sum, hashes[i]);
+  *result = sum;
+}
+
 }  // namespace
 
 SPK_EXPORT(pack_spikes)(const float* spikes, long rows, long channels, uint64_t* bits, int64_t* ones,
                         int32_t* not_binary, int threads) {
   pack_spikes(spikes, rows, channels, bits, ones, not_binary, threads);
 }
-// A number that changes with the contents of memory: all of up to 16 KB, else one line of 64 bytes in 16 KB.
-SPK_EXPORT(fingerprint)(const void* const* memory, const int64_t* bytes, long count, uint64_t* result) {
-  uint64_t sum = 1469598103934665603ull;
-  for (long i = 0; i < count; i++) {
-    const char* p = (const char*)memory[i];
-    const long stride = bytes[i] <= 16384 ? 64 : 16384;
-    for (long at = 0; at < bytes[i]; at += stride) {
-      uint64_t line[8] = {};
-      memcpy(line, p + at, minimum(64, bytes[i] - at));
-      for (int j = 0; j < 8; j++) sum = (sum ^ line[j]) * 1099511628211ull;
-    }
-    sum = (sum ^ (uint64_t)bytes[i]) * 1099511628211ull;
-  }
-  *result = sum;
+// A number that changes with the contents of memory. One changed word always changes it.
+SPK_EXPORT(fingerprint)(const void* const* memory, const int64_t* bytes, long count, uint64_t* result, int threads) {
+  fingerprint(memory, bytes, count, result, threads);
 }
 SPK_EXPORT(unpack_spikes)(const uint64_t* bits, long rows, long channels, float* spikes, int threads) {
   unpack_spikes(bits, rows, channels, spikes, threads);
