@@ -1,25 +1,36 @@
 """What recipes there are, and what can be in one."""
 
+import json
 
-def print_recipes() -> int:
+
+def print_recipes(as_json: bool = False) -> int:
     """Every recipe of the package with the first line of its comment."""
     from spikingformer.training.recipe import recipes_folder
 
     folder = recipes_folder()
-    for path in sorted(folder.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"recipes/{path.relative_to(folder)}  {first}")
+    found = {
+        f"recipes/{path.relative_to(folder)}": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for path in sorted(folder.rglob("*.yaml"))
+    }
+    print(json.dumps(found) if as_json else "\n".join(f"{name}  {first}" for name, first in found.items()))
     return 0
 
 
-def print_fields() -> int:
+def print_fields(as_json: bool = False) -> int:
     """Every key with type, default and meaning."""
-    from pydantic_core import PydanticUndefined
+    from pydantic_core import PydanticUndefined, to_jsonable_python
 
     from spikingformer.training.recipe import Recipe
     from spikingformer.training.recipe_text import fields_of, type_name
 
+    found = {}
     for name, field in fields_of(Recipe).items():
-        default = "required" if field.default is PydanticUndefined else f"default {field.default!r}"
-        print(f"{name}  ({type_name(field)}, {default})\n    {field.description}")
+        required = field.default is PydanticUndefined
+        default = {} if required else {"default": to_jsonable_python(field.default)}
+        found[name] = {"type": type_name(field), "required": required, **default, "meaning": field.description}
+        if not as_json:
+            text = "required" if required else f"default {field.default!r}"
+            print(f"{name}  ({type_name(field)}, {text})\n    {field.description}")
+    if as_json:
+        print(json.dumps(found))
     return 0

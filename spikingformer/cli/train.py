@@ -23,15 +23,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, if it has one")
     parser.add_argument("--list", action="store_true", help="list the recipes that come with the package, and leave")
     parser.add_argument("--fields", action="store_true", help="list every key of a recipe with its meaning, and leave")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result, the list or the fields as one JSON object"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.list:
-        return print_recipes()
+        return print_recipes(args.json)
     if args.fields:
-        return print_fields()
+        return print_fields(args.json)
     if args.recipe is None:
         raise ValueError("which recipe? `spikingformer train --list` lists those that come with the package")
     import json

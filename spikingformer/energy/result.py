@@ -56,6 +56,7 @@ def energy_document(
         "totals": {
             "dense": sum(facts.per_sample(p, p.dense, True) for p in facts.products),
             "valid": sum(facts.per_sample(p, p.valid, True) for p in facts.products),
+            "valid_weighted": sum(facts.per_sample(p, p.valid, True) for p in facts.products if p.weighted),
             "sops": sum(facts.per_sample(p, p.events) for p in facts.products) if has_rates else None,
             "macs": bill.macs if has_rates else None,
             "acs": bill.acs if has_rates else None,

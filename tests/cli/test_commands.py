@@ -262,6 +262,10 @@ def test_lists(capsys):
     text = capsys.readouterr().out
     assert "optimizer.learning_rate  (float, default 0.0005)" in text
     assert set(TINY) - {"model", "data", "augment", "log"} <= set(text.replace("  (", "\n").splitlines())
+    assert main(["train", "--list", "--json"]) == 0
+    assert "recipes/imagenet/spikingformer_cml_8_768.yaml" in json.loads(capsys.readouterr().out)
+    assert main(["train", "--fields", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["optimizer.learning_rate"]["default"] == 0.0005
 
 
 def test_module_runs_as_a_command():
