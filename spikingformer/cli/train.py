@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--list", action="store_true", help="list the recipes that come with the package, and leave")
     parser.add_argument("--fields", action="store_true", help="list every key of a recipe with its meaning, and leave")
     parser.add_argument(
-        "--json", action="store_true", help="print the result, the list or the fields as one JSON object"
+        "--json", action="store_true", help="print the result (the list, the fields) as one JSON object"
     )
     parser.set_defaults(run=run)
 
