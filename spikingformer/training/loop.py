@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from spikingformer.data.mixing import mix_batch, soft_targets
 from spikingformer.data.randomness import derive_seed
 from spikingformer.energy.monitor import RateMonitor
 from spikingformer.energy.sparsity import SparsityTerm
-from spikingformer.training.checkpoint import ModelInfo, save_model, versions
+from spikingformer.training.checkpoint import save_model, versions
 from spikingformer.training.distributed import World, barrier
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
@@ -33,9 +34,9 @@ from spikingformer.training.parallel import (
     without_exchange,
 )
 from spikingformer.training.recipe import Recipe
-from spikingformer.training.reporting import ProgressBar, Reporter, duration
+from spikingformer.training.reporting import ProgressBar, Reporter, epoch_line
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
-from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_arguments
+from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_info
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
 from spikingformer.training.step_graph import StepGraph
@@ -83,7 +84,6 @@ class Trainer:
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch; read only when saving
         self._speed: dict[str, float] = {}
-        self._problems: list[str] = []  # dead and saturated neurons as last reported
         if recipe.sparsity and recipe.compile:
             raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
         self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
@@ -142,23 +142,6 @@ class Trainer:
         """The averaged weights where there are any."""
         return self.model if self.ema is None else self.ema.module
 
-    def model_info(self, evaluation: Evaluation, epoch: int) -> ModelInfo:
-        data = self.recipe.data
-        return ModelInfo(
-            name=self.recipe.model.name,
-            kwargs=model_arguments(self.recipe, self.classes, self.inputs.kind),
-            class_names=self.inputs.class_names,
-            mean=self.inputs.mean,
-            std=self.inputs.std,
-            interpolation=data.interpolation,
-            crop_fraction=data.crop_fraction,
-            kind=self.inputs.kind,
-            epoch=epoch,
-            metrics=evaluation.summary(),
-            recipe=self.recipe.model_dump(mode="json"),
-            versions=versions(),
-        )
-
     # --- one step ---
 
     def _loss(self, step: Step, epoch: int, number: int) -> torch.Tensor:
@@ -215,7 +198,7 @@ class Trainer:
             if not math.isfinite(loss):
                 self._stop_on(loss)
 
-    def _stop_on(self, value: float) -> None:
+    def _stop_on(self, value: float) -> NoReturn:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
         backs = f" after {p.step_backs} steps back" if p.step_backs else ""
         others = (
@@ -286,13 +269,8 @@ class Trainer:
 
     def _step_back(self, value: float) -> None:
         state, _ = load_state(self.folder)
-        if (
-            state is None
-            or state.progress.step_backs + 1 > _MAX_STEP_BACKS
-            or self.progress.step_backs >= _MAX_STEP_BACKS
-        ):
+        if state is None or self.progress.step_backs >= _MAX_STEP_BACKS:
             self._stop_on(value)
-            return
         backs, factor = self.progress.step_backs + 1, self.progress.learning_rate_factor / 2
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         self.restore(state)
@@ -379,7 +357,7 @@ class Trainer:
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
         self.save()
-        self.reporter.say(self._line(values))
+        self.reporter.say(epoch_line(values, recipe.total_epochs))
         return evaluation
 
     def _evaluate_and_save_weights(self) -> Evaluation:
@@ -395,7 +373,7 @@ class Trainer:
         p.last_metrics = evaluation.summary()
         weights = gathered(model.state_dict(), self.world)
         if self.world.is_first:  # weights before the state: a kill in between repeats the epoch and writes them again
-            info = self.model_info(evaluation, p.epoch)
+            info = model_info(self.recipe, self.inputs, evaluation.summary(), p.epoch)
             if better:
                 save_model(self.folder / BEST_FILE, weights, info)
             save_model(self.folder / LAST_FILE, weights, info)
@@ -419,11 +397,7 @@ class Trainer:
         with self.autocast():
             monitor = RateMonitor(self.evaluated_model(), samples)
             report = monitor.look(batch.inputs.to(self.dtype) for batch in loader.batches())
-        problems = report.problems()
-        if new := [p for p in problems if p not in self._problems]:
-            more = f" (and {len(new) - 1} like it)" if len(new) > 1 else ""
-            self.reporter.say(f"neurons: {new[0]}{more}", "yellow")
-        self._problems = problems
+        self.reporter.warn_of_neurons(report.problems())
         return report.metrics()
 
     def _share_buffers(self, model: nn.Module) -> None:
@@ -431,16 +405,3 @@ class Trainer:
         if self.world.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
-
-    def _line(self, values: dict) -> str:
-        total = self.recipe.total_epochs
-        left = values["seconds"] * (total - values["epoch"] - 1)
-        text = f"epoch {values['epoch'] + 1:>{len(str(total))}}/{total}  train loss {values['train_loss']:.4f}"
-        if "top1" in values:
-            text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {self.progress.best_top1:.2f} %"
-        if "firing_rate" in values:
-            text += f"  firing {values['firing_rate']:.1%}  {values['energy_mj']:.3g} mJ"
-        text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
-        for name in ("skipped_steps", "unreadable"):
-            text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""
-        return text + f"  left {duration(left)}"
