@@ -112,7 +112,8 @@ def epoch_line(values: dict[str, Any], total_epochs: int) -> str:
     """An epoch's record as one line of the console."""
     left = values["seconds"] * (total_epochs - values["epoch"] - 1)
     number = f"{values['epoch'] + 1:>{len(str(total_epochs))}}"
-    text = f"epoch {number}/{total_epochs}  train loss {values['train_loss']:.4f}"
+    loss = f"{values['train_loss']:.4f}" if "train_loss" in values else "none"
+    text = f"epoch {number}/{total_epochs}  train loss {loss}"
     if "top1" in values:
         text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {values['best_top1']:.2f} %"
     if "firing_rate" in values:
