@@ -17,7 +17,7 @@ from spikingformer.training.distributed import World, agree_to_start, barrier, p
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import Trainer
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
-from spikingformer.training.recipe import Recipe
+from spikingformer.training.recipe import Recipe, is_free
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
 from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_run
 from spikingformer.training.setup import build_average, build_model, build_optimizer, choose_device
@@ -25,18 +25,6 @@ from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
 
 RESULT_FILE = "result.json"
-# what a resumed run may change without becoming another run
-_FREE_ON_RESUME = (
-    "device",
-    "workers",
-    "threads",
-    "checkpoint",
-    "log",
-    "evaluation_batch_size",
-    "nonfinite",
-    "compile",
-    "parallel",
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     found = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
-        if prefix == "" and key in _FREE_ON_RESUME:
+        if is_free(prefix + key) or prefix + key == "nonfinite":  # the way out of a loss that is not finite
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from spikingformer.data.loading import MemoryTraining
+from spikingformer.reproduce.runs import check_overrides
 from spikingformer.training.loop import StoppedBySignal, Trainer
 from spikingformer.training.recipe import save_recipe
 from spikingformer.training.run import train
@@ -189,6 +190,17 @@ def test_resume_with_another_recipe_is_refused(tmp_path):
     train(tiny_recipe(epochs=1), tmp_path)
     with pytest.raises(ValueError, match=r"holds a run of another recipe:\n  batch_size: 240 there, 120 now"):
         train(tiny_recipe(epochs=1, batch_size=120), tmp_path, resume=True)
+
+
+def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path):
+    """And what it does about a loss that is not finite, which a row of the ledger may not."""
+    recipe = tiny_recipe(epochs=1)
+    train(recipe, tmp_path)
+    elsewhere = {"data__root": "elsewhere", "data__cache": "c", "cuda_graph": False, "grad_checkpointing": True}
+    train(tiny_recipe(epochs=1, nonfinite="skip", log__every_steps=3, workers=1, **elsewhere), tmp_path, resume=True)
+    check_overrides(["data.cache=c", "cuda_graph=false", "grad_checkpointing=true", "log.every_steps=3", "workers=1"])
+    with pytest.raises(ValueError, match="another run than the row's"):
+        check_overrides(["nonfinite=skip"])
 
 
 def test_finished_run_is_not_repeated(tmp_path, monkeypatch):
