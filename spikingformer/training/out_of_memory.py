@@ -39,7 +39,7 @@ def largest_fitting(model: nn.Module, inputs: torch.Tensor, autocast: object) ->
 
 
 def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -> OutOfMemory:
-    """The error to raise: what was tried, what fits, and the settings that keep the batch."""
+    """The error to raise: what was tried, what goes on with --resume, what fits, and what keeps the batch."""
     recipe, size = trainer.recipe, trainer.world.size
     part = max(step.parts, key=lambda part: len(part.labels))
     tried, parts = len(part.labels), len(step.parts)
@@ -49,9 +49,7 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
     fits = largest_fitting(trainer.model, part.inputs.to(trainer.dtype), trainer.autocast) if size == 1 else tried // 2
     reason = str(error).splitlines()[0][:160] if str(error) else "out of memory"
     if fits == 0:
-        advice = (
-            "Not even one sample fits: use a smaller model, data.image_size or model.time_steps, or precision=bf16."
-        )
+        advice = "Not even one sample fits as it is: use a smaller model, data.image_size or model.time_steps, or precision=bf16."
     else:
         how = "fits (tried just now)" if size == 1 else "may fit (not tried: other processes wait)"
         advice = (
@@ -60,7 +58,12 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
             f"or take batch_size={fits * size * recipe.accumulation_steps}. "
             "precision=bf16 needs less as well."
         )
+    resumes = (
+        "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and go on with --resume. "
+        if trainer.device.type == "cuda" and not recipe.grad_checkpointing
+        else ""
+    )
     return OutOfMemory(
-        f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {advice} "
-        "The last checkpoint is whole: go on with --resume where the recipe's batch is unchanged."
+        f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {resumes}{advice} "
+        "Each of these makes another run: give it another --output."
     )
