@@ -49,7 +49,9 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
     fits = largest_fitting(trainer.model, part.inputs.to(trainer.dtype), trainer.autocast) if size == 1 else tried // 2
     reason = str(error).splitlines()[0][:160] if str(error) else "out of memory"
     if fits == 0:
-        advice = "Not even one sample fits as it is: use a smaller model, data.image_size or model.time_steps, or precision=bf16."
+        advice = (
+            "Not even one sample fits: use a smaller model, data.image_size or model.time_steps, or precision=bf16."
+        )
     else:
         how = "fits (tried just now)" if size == 1 else "may fit (not tried: other processes wait)"
         advice = (
