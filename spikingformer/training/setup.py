@@ -8,7 +8,14 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from spikingformer.training.checkpoint import ModelInfo, create_model, load_weights, read_model_file, versions
+from spikingformer.training.checkpoint import (
+    ModelInfo,
+    choosing_part,
+    create_model,
+    load_weights,
+    read_model_file,
+    versions,
+)
 from spikingformer.training.inputs import Inputs
 from spikingformer.training.recipe import Recipe
 
@@ -80,6 +87,7 @@ def model_info(recipe: Recipe, inputs: Inputs, metrics: dict[str, float], epoch:
         kind=inputs.kind,
         epoch=epoch,
         metrics=metrics,
+        metrics_part=choosing_part(recipe.data.validation_fraction),
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
     )
