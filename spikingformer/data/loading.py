@@ -74,27 +74,32 @@ class MemoryTraining(TrainingLoader):
 
 
 class MemoryEvaluation(EvaluationLoader):
-    """A set in memory, normalised a batch at a time on the device."""
+    """A set in memory, resized, cropped and normalised a batch at a time on the device."""
 
     def __init__(
         self,
         data: PictureSet,
         size: int,
         interpolation: str,
+        crop_fraction: float,
         batch_size: int,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.data = data
-        self.size, self.interpolation, self.device = size, interpolation, device
+        self.size, self.resized, self.interpolation = size, int(size / crop_fraction), interpolation
+        self.device = device
         self.samples = len(data)
         self.index_batches = evaluation_batches(len(data), batch_size, rank, world_size)
 
     def batches(self) -> Iterator[Batch]:
+        from torchvision.transforms.functional import center_crop
+
         for rows in self.index_batches:
             chosen = torch.from_numpy(rows)
-            x = resize(self.data.pictures[chosen].to(self.device).float() / 255, self.size, self.interpolation)
+            x = resize(self.data.pictures[chosen].to(self.device).float() / 255, self.resized, self.interpolation)
+            x = center_crop(x, [self.size, self.size])
             yield Batch(normalise(x, self.data.mean, self.data.std), self.data.labels[chosen].to(self.device))
 
 

@@ -11,6 +11,7 @@ from spikingformer.training.checkpoint import ModelInfo
 from .metadata import ExportMetadata
 
 NOT_RECORDED = "not recorded"
+_UNKNOWN_PART = f"On which part is {NOT_RECORDED}."
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class CardFacts:
     licence: str = "apache-2.0"  # of the weights, as the hub abbreviates it
     data: str = ""  # name of the training set
     metrics: Mapping[str, float] = field(default_factory=dict)  # of these weights, e.g. top1 in percent
-    epoch: int | None = None
+    epoch: int | None = None  # counted from 0
     recipe: Mapping[str, Any] | None = None
     source: str = ""  # "trained", or how the weights were made
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: EnergyEstimate | None = None
+    part: str = ""  # what the metrics were counted on
 
     @classmethod
     def from_run(
@@ -64,7 +66,17 @@ class CardFacts:
     ) -> "CardFacts":
         """What a checkpoint says about the run that wrote it."""
         data = (info.recipe or {}).get("data", {}).get("name", "")
-        return cls(licence, data, info.metrics, info.epoch, info.recipe, info.source, info.versions, energy)
+        return cls(
+            licence,
+            data,
+            info.metrics,
+            info.epoch,
+            info.recipe,
+            info.source,
+            info.versions,
+            energy,
+            info.evaluated_on,
+        )
 
 
 def model_card(metadata: ExportMetadata, facts: CardFacts) -> str:
@@ -101,17 +113,10 @@ def _header(metadata: ExportMetadata, facts: CardFacts) -> str:
 def _results(facts: CardFacts) -> str:
     if not facts.metrics:
         return f"## Accuracy\n\n{NOT_RECORDED.capitalize()}."
-    epoch = "" if facts.epoch is None else f" after epoch {facts.epoch}"
+    epoch = "" if facts.epoch is None else f", after epoch {facts.epoch + 1}"  # counted as the console does
+    counted = f"Counted on the {facts.part}, which chose the epoch as well." if facts.part else _UNKNOWN_PART
     table = "\n".join(f"| {name} | {value:.4g} |" for name, value in facts.metrics.items())
-    held_out = ((facts.recipe or {}).get("data") or {}).get("validation_fraction")
-    chosen = ""
-    if held_out is not None:
-        chosen = (
-            f" The epoch was chosen on {held_out:.0%} of the training part, held out."
-            if held_out
-            else " The epoch was chosen on this same part."
-        )
-    return f"## Accuracy\n\nOne run{epoch}.{chosen}\n\n| | |\n|---|---|\n{table}"
+    return f"## Accuracy\n\nOne run{epoch}. {counted}\n\n| | |\n|---|---|\n{table}"
 
 
 def _energy(energy: EnergyEstimate | None) -> str:

@@ -47,7 +47,7 @@ def _shipped_cfg(entry: Shipped, config: ModelConfig) -> dict[str, Any]:
         "interpolation": entry.interpolation,
         "crop_pct": entry.crop_fraction,
         "label_names": entry.class_names,
-        "description": f"top-1 {entry.top1:.2f} % on its test part, trained by {entry.recipe}",
+        "description": f"top-1 {entry.top1:.2f} % on its {entry.part}, trained by {entry.recipe}",
     }
 
 

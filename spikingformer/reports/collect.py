@@ -38,6 +38,7 @@ class ReportData:
     confusion: tuple[tuple[int, ...], ...]
     energy: dict[str, Any]  # an energy document with every preset
     curves: list[dict[str, Any]]  # the run's epoch records
+    curves_part: str  # what they were evaluated on
     views: list[SampleView]
     recipe: dict[str, Any] | None
     versions: dict[str, str]
@@ -53,7 +54,7 @@ def collect(
 
     Raises ValueError for a missing file, missing data, or data that does not fit the model.
     """
-    from spikingformer.training.checkpoint import versions
+    from spikingformer.training.checkpoint import TEST_PART, versions
     from spikingformer.training.evaluation import evaluate
 
     opened = open_model(target)
@@ -97,6 +98,7 @@ def collect(
         confusion=result.confusion,
         energy=energy_document(facts, "exact", tuple(PRESETS), trained=opened.trained),
         curves=list(_epochs(opened)),
+        curves_part=(opened.info.evaluated_on if opened.info is not None else "") or TEST_PART,
         views=views,
         recipe=opened.info.recipe if opened.info is not None else None,
         versions=versions(),

@@ -101,10 +101,11 @@ def _curves(data: ReportData) -> str:
         return [(r["epoch"] + 1, float(r[key])) for r in data.curves if isinstance(r.get(key), (int, float))]
 
     charts = []
-    loss = {"training loss": points("train_loss"), "test loss": points("loss")}
+    part = f"on the {data.curves_part}"
+    loss = {"training loss": points("train_loss"), f"loss {part}": points("loss")}
     for series, label, low in (
         (loss, "loss", 0.0),
-        ({"top-1, %": points("top1")}, "top-1, %", None),
+        ({"top-1, %": points("top1")}, f"top-1 {part}, %", None),
         ({"firing rate, %": [(e, 100 * v) for e, v in points("firing_rate")]}, "firing rate, %", 0.0),
         ({"estimated energy, mJ": points("energy_mj")}, "estimated energy, mJ a sample", 0.0),
     ):
@@ -126,8 +127,9 @@ def _published_note(data: ReportData) -> str:
         for name, curve in data.published_curves.items()
     )
     return (
-        f"Training logs that the authors released for this data set: {logs}. Compare only where model, data and budget "
-        "are the same; all of them are in <code>docs/results.md</code>."
+        f"Training logs that the authors released for this data set: {logs}, on the test part; this run's line is on "
+        f"the {data.curves_part}. Compare only where model, data and budget are the same; all of them are in "
+        "<code>docs/results.md</code>."
     )
 
 

@@ -13,24 +13,17 @@ from spikingformer.reproduce.ledger import Row, Table
 from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, write_row
 from spikingformer.training.checkpoint import load_model
-from spikingformer.training.recipe import Recipe, find_recipe, load_recipe
+from spikingformer.training.recipe import FREE, Recipe, find_recipe, is_free, load_recipe
 from spikingformer.training.recipe_text import fields_of
 from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE
-
-# overrides that leave a run what it is: where and how it is computed, not what
-_FREE = ("data.root", "data.cache", "device", "workers", "threads", "checkpoint.", "log.", "evaluation_batch_size")
-
-
-def _is_free(key: str) -> bool:
-    return any(key == f or (f.endswith(".") and key.startswith(f)) for f in _FREE)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ValueError for an override that would make another run of the row."""
     for text in overrides:
-        if not _is_free(text.split("=", 1)[0]):
+        if not is_free(text.split("=", 1)[0]):
             raise ValueError(
-                f"override {text!r}: that would be another run than the row's. Only {', '.join(_FREE)} may change; "
+                f"override {text!r}: that would be another run than the row's. Only {', '.join(FREE)} may change; "
                 "for anything else use `spikingformer train`"
             )
 
@@ -125,7 +118,7 @@ def _substance(recipe: Recipe) -> dict[str, Any]:
     """Every field of a recipe but those that say where and how it is computed."""
     found: dict[str, Any] = {}
     for key in fields_of(Recipe):
-        if not _is_free(key):
+        if not is_free(key):
             *sections, name = key.split(".")
             values: Any = recipe
             target = found

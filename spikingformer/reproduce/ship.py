@@ -53,6 +53,7 @@ def ship(
         top1=info.metrics["top1"],
         recipe=recipe,
         result=result,
+        part=info.evaluated_on or "unrecorded part",
     )
     table = {**read_table(folder), name: entry}
     rows = [asdict(table[key]) for key in sorted(table)]
@@ -76,7 +77,6 @@ def _public(info: ModelInfo) -> ModelInfo:
 def _card(entry: Shipped, info: ModelInfo, weights: dict[str, torch.Tensor], size: float) -> str:
     recipe = info.recipe or {}
     parameters = sum(v.numel() for k, v in weights.items() if "running_" not in k and "num_batches" not in k)
-    chosen = "held-out training samples" if recipe.get("data", {}).get("validation_fraction") else "the test part"
     return f"""# {entry.name}
 
 ```python
@@ -94,7 +94,7 @@ model = timm.create_model("{entry.name}", pretrained=True).eval()
 | classes | {", ".join(entry.class_names[:20])}{", ..." if len(entry.class_names) > 20 else ""} |
 | data | {recipe.get("data", {}).get("name", "not recorded")}{", simulated recordings" if _simulated(info) else ""} |
 | recipe | `{entry.recipe}`, seed {recipe.get("seed", "not recorded")} |
-| top-1 | {entry.top1:.2f} %, epoch {info.epoch} (from 0), chosen on {chosen} |
+| top-1 | {entry.top1:.2f} % on the {entry.part}, epoch {info.epoch} (from 0), chosen on the same |
 | training log | `{entry.result}` |
 | versions | {", ".join(f"{k} {v}" for k, v in info.versions.items())} |
 

@@ -18,6 +18,12 @@ from spikingformer.weights import shipped_file
 
 FORMAT = "spikingformer-model-1"
 _KEY = "spikingformer"
+TEST_PART, HELD_OUT = "test part", "held-out training samples"
+
+
+def choosing_part(validation_fraction: float) -> str:
+    """The part that a run evaluates after each epoch and chooses its best epoch on, in words."""
+    return HELD_OUT if validation_fraction else TEST_PART
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class ModelInfo:
 
     name, kwargs: arguments of timm.create_model. mean, std: per channel, for pictures scaled to [0, 1].
     kind: "pictures" (B, C, H, W) or "events" (B, T, C, H, W). metrics: of the saved weights.
-    source: how they were made.
+    metrics_part: what the metrics were counted on, TEST_PART or HELD_OUT; None: the file does not say, as older ones,
+    which `evaluated_on` then reads from the recipe. source: how the weights were made.
     """
 
     name: str
@@ -42,6 +49,13 @@ class ModelInfo:
     recipe: dict[str, Any] | None = None
     source: str = "trained"
     versions: dict[str, str] = field(default_factory=dict)
+    metrics_part: str | None = None
+
+    @property
+    def evaluated_on(self) -> str:
+        """What the metrics were counted on, in words; empty where nothing says."""
+        fraction = (self.recipe or {}).get("data", {}).get("validation_fraction")
+        return self.metrics_part or ("" if fraction is None else choosing_part(fraction))
 
     @property
     def image_size(self) -> tuple[int, int]:

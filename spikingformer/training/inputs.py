@@ -47,7 +47,14 @@ def evaluation_loader(
     """Every sample of the part once, over all processes."""
     if part.pictures is not None:
         return MemoryEvaluation(
-            part.pictures, data.image_size, data.interpolation, batch_size, device, world.rank, world.size
+            part.pictures,
+            data.image_size,
+            data.interpolation,
+            data.crop_fraction,
+            batch_size,
+            device,
+            world.rank,
+            world.size,
         )
     assert part.samples is not None
     transform = evaluation_transform(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,24 +19,32 @@ from spikingformer.data.mixing import mix_batch, soft_targets
 from spikingformer.data.randomness import derive_seed
 from spikingformer.energy.monitor import RateMonitor
 from spikingformer.energy.sparsity import SparsityTerm
-from spikingformer.training.checkpoint import ModelInfo, save_model, versions
-from spikingformer.training.distributed import World, barrier
+from spikingformer.training.checkpoint import save_model, versions
+from spikingformer.training.distributed import World, barrier, sum_over_processes
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
 from spikingformer.training.late_value import LateValue
+from spikingformer.training.nonfinite import (
+    NonFiniteLoss,
+    explain,
+    first_nonfinite,
+    nan_unless_finite,
+    running_statistics,
+)
 from spikingformer.training.out_of_memory import out_of_memory
 from spikingformer.training.parallel import (
     deal_optimizer_state,
     dealt_to,
     gathered,
     is_sharded,
+    own_share,
     replicate,
     without_exchange,
 )
 from spikingformer.training.recipe import Recipe
-from spikingformer.training.reporting import ProgressBar, Reporter, duration
-from spikingformer.training.run_folder import BEST_FILE, LAST_FILE
-from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_arguments
+from spikingformer.training.reporting import ProgressBar, Reporter, epoch_line
+from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_state
+from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_info
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
 from spikingformer.training.step_graph import StepGraph
@@ -45,10 +54,6 @@ _MAX_STEP_BACKS = 5
 
 class StoppedBySignal(Exception):
     """The run was asked to leave; its state is saved."""
-
-
-class NonFiniteLoss(ValueError):
-    """The loss became NaN or infinite."""
 
 
 class Trainer:
@@ -83,7 +88,6 @@ class Trainer:
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch; read only when saving
         self._speed: dict[str, float] = {}
-        self._problems: list[str] = []  # dead and saturated neurons as last reported
         if recipe.sparsity and recipe.compile:
             raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
         self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
@@ -92,6 +96,7 @@ class Trainer:
         self._graph = (
             StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
         )
+        self._statistics = running_statistics(model)
         self._last_saved = time.monotonic()
         self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
 
@@ -101,12 +106,17 @@ class Trainer:
 
     # --- state ---
 
-    def capture(self) -> RunState:
-        """The whole state; where processes hold shares, all of them call it and the first one gets the tensors."""
-        tensors, numbers = pack_optimizer(self.optimizer)
-        tensors |= {f"model/{name}": value for name, value in self.model.state_dict().items()}
+    def _tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All tensors of the state, as this process holds them, and the optimiser's plain values."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
+        of_optimizer, numbers = pack_optimizer(self.optimizer)
+        return tensors | of_optimizer, numbers
+
+    def capture(self) -> RunState:
+        """The whole state; where processes hold shares, all of them call it and the first one gets the tensors."""
+        tensors, numbers = self._tensors()
         return RunState(
             gathered(tensors, self.world),
             numbers,
@@ -130,8 +140,12 @@ class Trainer:
         self.reporter.drop_after(self.progress.global_step, self.progress.epoch)
 
     def save(self) -> None:
-        """Saves the whole state (first process only); a state with a loss not yet known to be finite is not saved."""
-        self._check_unseen_loss()
+        """Saves the whole state (first process only).
+
+        Raises:
+            NonFiniteLoss: it is not finite; nothing is written.
+        """
+        self._check_finite()
         self.progress.loss_sum = float(self._loss_sum)
         state = self.capture() if self.world.is_first or self.sharded else None
         if state is not None and self.world.is_first:
@@ -141,23 +155,6 @@ class Trainer:
     def evaluated_model(self) -> nn.Module:
         """The averaged weights where there are any."""
         return self.model if self.ema is None else self.ema.module
-
-    def model_info(self, evaluation: Evaluation, epoch: int) -> ModelInfo:
-        data = self.recipe.data
-        return ModelInfo(
-            name=self.recipe.model.name,
-            kwargs=model_arguments(self.recipe, self.classes, self.inputs.kind),
-            class_names=self.inputs.class_names,
-            mean=self.inputs.mean,
-            std=self.inputs.std,
-            interpolation=data.interpolation,
-            crop_fraction=data.crop_fraction,
-            kind=self.inputs.kind,
-            epoch=epoch,
-            metrics=evaluation.summary(),
-            recipe=self.recipe.model_dump(mode="json"),
-            versions=versions(),
-        )
 
     # --- one step ---
 
@@ -213,22 +210,26 @@ class Trainer:
         if self._unseen_loss is not None:
             loss, self._unseen_loss = self._unseen_loss.read(), None
             if not math.isfinite(loss):
-                self._stop_on(loss)
+                self._stop_on(self._what(loss))
 
-    def _stop_on(self, value: float) -> None:
+    def _check_finite(self) -> None:
+        """Every process raises where one holds what must not be saved."""
+        self._check_unseen_loss()
+        name = first_nonfinite({name: own_share(t) for name, t in self._tensors()[0].items()})
+        found = torch.tensor(float(name is not None), device=self.device)
+        if float(sum_over_processes(found, self.world)):
+            self._stop_on(f"{name or 'a tensor of another process'} is not finite")
+
+    def _what(self, loss: float) -> str:
+        """What is not finite: the loss, or statistics that made it NaN (see nan_unless_finite)."""
+        name = first_nonfinite(self._statistics)
+        hidden = "spikes can hide that from the loss; is NaN among the samples?"
+        return f"the loss is {loss}" if name is None else f"{name} is not finite ({hidden})"
+
+    def _stop_on(self, what: str) -> NoReturn:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
-        backs = f" after {p.step_backs} steps back" if p.step_backs else ""
-        others = (
-            "."
-            if self.recipe.nonfinite == "step_back"
-            else "; nonfinite=skip (leaves such steps out and counts them) or nonfinite=step_back (goes back to the "
-            "last checkpoint with half the learning rate)."
-        )
-        raise NonFiniteLoss(
-            f"the loss is {value} in epoch {p.epoch + 1}, step {p.step}, learning rate {rate:.3g}{backs}. "
-            "The last checkpoint is whole: --resume goes on from it. Things to try: a lower optimizer.learning_rate or "
-            "a longer schedule.warmup_epochs; optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16" + others
-        )
+        where = f"epoch {p.epoch + 1}, step {p.step}, learning rate {rate:.3g}"
+        raise NonFiniteLoss(explain(what, where, self.recipe.nonfinite, p.step_backs, has_state(self.folder)))
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -250,11 +251,13 @@ class Trainer:
         torch.manual_seed(derive_seed(recipe.seed, 2, p.epoch, p.step, self.world.rank))
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
+        before = [buffer.clone() for buffer in self.model.buffers()] if recipe.nonfinite == "skip" else []
         try:
-            own_loss = self._loss(step, p.epoch, p.step)
+            own_loss = nan_unless_finite(self._loss(step, p.epoch, p.step), self._statistics)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self, step, error) from None
         loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
+        counted: torch.Tensor | None = loss
         if recipe.nonfinite == "stop":
             self._check_unseen_loss()
             self._unseen_loss = LateValue(loss)
@@ -265,40 +268,39 @@ class Trainer:
             self._update()
         elif recipe.nonfinite == "skip":
             p.skipped_steps += 1
-            loss = torch.zeros_like(loss)
+            for buffer, old in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(old)
+            counted = None
         else:
-            self._step_back(float(loss))
+            self._step_back(self._what(float(loss)))
             return asked, False
-        self._loss_sum += loss.double() * step.samples
         p.unreadable += unreadable
-        self._count(step, loss)
+        self._count(step, counted)
         return asked, due
 
-    def _count(self, step: Step, loss: torch.Tensor) -> None:
+    def _count(self, step: Step, loss: torch.Tensor | None) -> None:
+        """Moves the position on; a step that was skipped has no loss."""
         p = self.progress
-        p.loss_samples += step.samples
+        if loss is not None:
+            self._loss_sum += loss.double() * step.samples
+            p.loss_samples += step.samples
         p.global_step += 1
         p.step += 1
         if p.global_step % self.recipe.log.every_steps == 0:
-            self.reporter.record(
-                "step", p.global_step, {"loss": float(loss), "learning_rate": self.optimizer.param_groups[0]["lr"]}
-            )
+            values = {} if loss is None else {"loss": float(loss)}
+            values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            self.reporter.record("step", p.global_step, values)
 
-    def _step_back(self, value: float) -> None:
+    def _step_back(self, what: str) -> None:
         state, _ = load_state(self.folder)
-        if (
-            state is None
-            or state.progress.step_backs + 1 > _MAX_STEP_BACKS
-            or self.progress.step_backs >= _MAX_STEP_BACKS
-        ):
-            self._stop_on(value)
-            return
+        if state is None or self.progress.step_backs >= _MAX_STEP_BACKS:
+            self._stop_on(what)
         backs, factor = self.progress.step_backs + 1, self.progress.learning_rate_factor / 2
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         self.restore(state)
         self.progress.step_backs, self.progress.learning_rate_factor = backs, factor
         self.reporter.say(
-            f"loss {value} in {where}: back to epoch {self.progress.epoch + 1}, step {self.progress.step}, "
+            f"{what} in {where}: back to epoch {self.progress.epoch + 1}, step {self.progress.step}, "
             f"learning rate x {factor:g} from here on",
             "yellow",
         )
@@ -358,10 +360,12 @@ class Trainer:
 
     def _end_epoch(self) -> Evaluation | None:
         p, recipe = self.progress, self.recipe
-        self._check_unseen_loss()
+        self._check_finite()  # before weights are evaluated and saved
         p.loss_sum = float(self._loss_sum)
         last = p.epoch + 1 >= recipe.total_epochs
-        values = {"epoch": p.epoch, "train_loss": p.loss_sum / max(p.loss_samples, 1)}
+        values: dict[str, float] = {"epoch": p.epoch}
+        if p.loss_samples:  # else every step was skipped
+            values["train_loss"] = p.loss_sum / p.loss_samples
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         evaluation = None
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
@@ -379,7 +383,7 @@ class Trainer:
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
         self.save()
-        self.reporter.say(self._line(values))
+        self.reporter.say(epoch_line(values, recipe.total_epochs))
         return evaluation
 
     def _evaluate_and_save_weights(self) -> Evaluation:
@@ -395,7 +399,7 @@ class Trainer:
         p.last_metrics = evaluation.summary()
         weights = gathered(model.state_dict(), self.world)
         if self.world.is_first:  # weights before the state: a kill in between repeats the epoch and writes them again
-            info = self.model_info(evaluation, p.epoch)
+            info = model_info(self.recipe, self.inputs, evaluation.summary(), p.epoch)
             if better:
                 save_model(self.folder / BEST_FILE, weights, info)
             save_model(self.folder / LAST_FILE, weights, info)
@@ -419,11 +423,7 @@ class Trainer:
         with self.autocast():
             monitor = RateMonitor(self.evaluated_model(), samples)
             report = monitor.look(batch.inputs.to(self.dtype) for batch in loader.batches())
-        problems = report.problems()
-        if new := [p for p in problems if p not in self._problems]:
-            more = f" (and {len(new) - 1} like it)" if len(new) > 1 else ""
-            self.reporter.say(f"neurons: {new[0]}{more}", "yellow")
-        self._problems = problems
+        self.reporter.warn_of_neurons(report.problems())
         return report.metrics()
 
     def _share_buffers(self, model: nn.Module) -> None:
@@ -431,16 +431,3 @@ class Trainer:
         if self.world.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
-
-    def _line(self, values: dict) -> str:
-        total = self.recipe.total_epochs
-        left = values["seconds"] * (total - values["epoch"] - 1)
-        text = f"epoch {values['epoch'] + 1:>{len(str(total))}}/{total}  train loss {values['train_loss']:.4f}"
-        if "top1" in values:
-            text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {self.progress.best_top1:.2f} %"
-        if "firing_rate" in values:
-            text += f"  firing {values['firing_rate']:.1%}  {values['energy_mj']:.3g} mJ"
-        text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
-        for name in ("skipped_steps", "unreadable"):
-            text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""
-        return text + f"  left {duration(left)}"

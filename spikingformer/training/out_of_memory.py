@@ -39,7 +39,7 @@ def largest_fitting(model: nn.Module, inputs: torch.Tensor, autocast: object) ->
 
 
 def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -> OutOfMemory:
-    """The error to raise: what was tried, what fits, and the settings that keep the batch."""
+    """The error to raise: what was tried, what goes on with --resume, what fits, and what keeps the batch."""
     recipe, size = trainer.recipe, trainer.world.size
     part = max(step.parts, key=lambda part: len(part.labels))
     tried, parts = len(part.labels), len(step.parts)
@@ -60,7 +60,12 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
             f"or take batch_size={fits * size * recipe.accumulation_steps}. "
             "precision=bf16 needs less as well."
         )
+    resumes = (
+        "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and go on with --resume. "
+        if trainer.device.type == "cuda" and not recipe.grad_checkpointing
+        else ""
+    )
     return OutOfMemory(
-        f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {advice} "
-        "The last checkpoint is whole: go on with --resume where the recipe's batch is unchanged."
+        f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {resumes}{advice} "
+        "Each of these makes another run: give it another --output."
     )

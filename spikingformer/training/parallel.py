@@ -90,6 +90,11 @@ def without_exchange(model: nn.Module) -> AbstractContextManager:
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of it: all, where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Whole tensors: unchanged where nothing is sharded; else all processes call it and the first one gets them,
     on the CPU, one tensor at a time on the device."""

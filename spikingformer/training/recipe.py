@@ -126,6 +126,28 @@ class Recipe(Settings):
         return self.epochs + self.schedule.cooldown_epochs
 
 
+# keys, and whole sections, that say where and how a run is computed, not what
+FREE = (
+    "data.root",
+    "data.cache",
+    "device",
+    "workers",
+    "threads",
+    "evaluation_batch_size",
+    "checkpoint",
+    "log",
+    "compile",
+    "cuda_graph",
+    "grad_checkpointing",
+    "parallel",
+)
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key may change within a run, and between runs that count as the same."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
 def recipes_folder() -> Path:
     """Folder of the recipes that come with the package."""
     return Path(__file__).resolve().parent.parent / "recipes"

@@ -35,6 +35,7 @@ class Reporter:
         self.console = console
         self.speaks = speaks
         self.metrics = MetricsFile(folder)
+        self._problems: list[str] = []  # of neurons, as last said
         self.writer = None
         if not speaks:
             return
@@ -60,6 +61,13 @@ class Reporter:
 
     def say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False)
+
+    def warn_of_neurons(self, problems: list[str]) -> None:
+        """Says which neurons have died or saturated since the last call."""
+        if new := [p for p in problems if p not in self._problems]:
+            more = f" (and {len(new) - 1} like it)" if len(new) > 1 else ""
+            self.say(f"neurons: {new[0]}{more}", "yellow")
+        self._problems = problems
 
     def close(self) -> None:
         if self.writer is not None:
@@ -98,3 +106,19 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def epoch_line(values: dict[str, Any], total_epochs: int) -> str:
+    """An epoch's record as one line of the console."""
+    left = values["seconds"] * (total_epochs - values["epoch"] - 1)
+    number = f"{values['epoch'] + 1:>{len(str(total_epochs))}}"
+    loss = f"{values['train_loss']:.4f}" if "train_loss" in values else "none"
+    text = f"epoch {number}/{total_epochs}  train loss {loss}"
+    if "top1" in values:
+        text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {values['best_top1']:.2f} %"
+    if "firing_rate" in values:
+        text += f"  firing {values['firing_rate']:.1%}  {values['energy_mj']:.3g} mJ"
+    text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
+    for name in ("skipped_steps", "unreadable"):
+        text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""
+    return text + f"  left {duration(left)}"

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 
 from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.training.atomic import write_atomic
-from spikingformer.training.checkpoint import load_weights, read_model_file
+from spikingformer.training.checkpoint import choosing_part, load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import Trainer
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
-from spikingformer.training.recipe import Recipe
+from spikingformer.training.recipe import Recipe, is_free
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
 from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_run
 from spikingformer.training.setup import build_average, build_model, build_optimizer, choose_device
@@ -25,18 +25,6 @@ from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
 
 RESULT_FILE = "result.json"
-# what a resumed run may change without becoming another run
-_FREE_ON_RESUME = (
-    "device",
-    "workers",
-    "threads",
-    "checkpoint",
-    "log",
-    "evaluation_batch_size",
-    "nonfinite",
-    "compile",
-    "parallel",
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     found = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
-        if prefix == "" and key in _FREE_ON_RESUME:
+        if is_free(prefix + key) or prefix + key == "nonfinite":  # the way out of a loss that is not finite
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
@@ -129,6 +117,10 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             console.print(warning, style="yellow", markup=False)
         if state is not None:
             _check_same_run(folder, state, recipe)
+        if state is not None and state.progress.finished and (result := _read_result(folder)) is not None:
+            console.print(f"{folder}: finished already ({state.progress.epoch} epochs)", markup=False)
+            console.print(_summary(result, recipe), markup=False)
+            return result
         if world.is_first and state is None:
             inputs_note = "starting anew: no checkpoint there yet" if resume and has_run(folder) else ""
             if inputs_note:
@@ -176,20 +168,29 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             + _processes(recipe, world)
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
         )
-        measured = _seconds_of(folder) if trainer.progress.finished else None
         began = time.monotonic()
         total = trainer.steps_per_epoch * recipe.total_epochs
         with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:
             trainer.run(bar)
-        return _finish(trainer, time.monotonic() - began if measured is None else measured)
+        return _finish(trainer, time.monotonic() - began)
 
 
-def _seconds_of(folder: Path) -> float | None:
-    """What the run's result says of its last leg: asking again for a finished run must not overwrite it."""
+def _read_result(folder: Path) -> Result | None:
+    """What a finished run came to; None where its result file is missing or not whole."""
     try:
-        return float(json.loads((folder / RESULT_FILE).read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
+        return replace(Result(**json.loads((folder / RESULT_FILE).read_text())), folder=str(folder))
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _summary(result: Result, recipe: Recipe) -> str:
+    held_out = recipe.data.validation_fraction
+    return (
+        f"best epoch {result.best_epoch + 1} (chosen on the {choosing_part(held_out)}): {result.best_top1:.2f} %; "
+        f"last epoch {result.last_top1:.2f} %; "
+        + (f"test part {result.test_top1:.2f} %; " if held_out else "")
+        + f"{duration(result.seconds)}; files in {result.folder}"
+    )
 
 
 def _finish(trainer: Trainer, seconds: float) -> Result:
@@ -217,11 +218,5 @@ def _finish(trainer: Trainer, seconds: float) -> Result:
     )
     if trainer.world.is_first:
         write_atomic(trainer.folder / RESULT_FILE, json.dumps(result.__dict__, indent=2).encode())
-    chosen_on = "held-out training samples" if trainer.inputs.validation is not None else "test part"
-    trainer.reporter.say(
-        f"best epoch {p.best_epoch + 1} (chosen on the {chosen_on}): {p.best_top1:.2f} %; "
-        f"last epoch {result.last_top1:.2f} %; "
-        + (f"test part {test_top1:.2f} %; " if trainer.inputs.validation is not None else "")
-        + f"{duration(seconds)}; files in {trainer.folder}"
-    )
+    trainer.reporter.say(_summary(result, trainer.recipe))
     return result

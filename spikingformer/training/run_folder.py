@@ -64,8 +64,12 @@ def locked(folder: Path) -> Iterator[None]:
             _held.discard(file)
 
 
+def has_state(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (STATE_FILE, PREVIOUS_FILE))
+
+
 def has_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (STATE_FILE, PREVIOUS_FILE, RECIPE_FILE))
+    return has_state(folder) or (folder / RECIPE_FILE).exists()
 
 
 def start_run(folder: Path, recipe: Recipe) -> None:

@@ -8,7 +8,15 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from spikingformer.training.checkpoint import create_model, load_weights, read_model_file
+from spikingformer.training.checkpoint import (
+    ModelInfo,
+    choosing_part,
+    create_model,
+    load_weights,
+    read_model_file,
+    versions,
+)
+from spikingformer.training.inputs import Inputs
 from spikingformer.training.recipe import Recipe
 
 
@@ -64,6 +72,25 @@ def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
             weights = {**weights, **{name: own[name] for name in own if name.startswith("head.")}}
         load_weights(model, weights, path)
     return model
+
+
+def model_info(recipe: Recipe, inputs: Inputs, metrics: dict[str, float], epoch: int) -> ModelInfo:
+    """What the model file of a run says. metrics: of its weights; epoch: counted from 0."""
+    return ModelInfo(
+        name=recipe.model.name,
+        kwargs=model_arguments(recipe, len(inputs.class_names), inputs.kind),
+        class_names=inputs.class_names,
+        mean=inputs.mean,
+        std=inputs.std,
+        interpolation=recipe.data.interpolation,
+        crop_fraction=recipe.data.crop_fraction,
+        kind=inputs.kind,
+        epoch=epoch,
+        metrics=metrics,
+        metrics_part=choosing_part(recipe.data.validation_fraction),
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+    )
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ TABLE_FILE = "table.json"
 class Shipped:
     """One weights file. kwargs: for timm.create_model. mean, std: per channel, for pictures scaled to [0, 1].
 
-    top1: percent on the test part. recipe: what it was trained by. result: the results file of that training.
+    top1: percent on `part`. recipe: what it was trained by. result: the results file of that training.
     """
 
     model: str
@@ -31,6 +31,7 @@ class Shipped:
     top1: float
     recipe: str
     result: str
+    part: str = "test part"
 
     @property
     def name(self) -> str:

@@ -13,11 +13,17 @@ from spikingformer.data import cifar
 from spikingformer.data.batched import BatchedAugment
 from spikingformer.data.cifar import CifarFiles, load_cifar
 from spikingformer.data.digits import load_digits
+from spikingformer.data.loading import PictureSamples
 from spikingformer.data.mixing import mix_batch, soft_targets
+from spikingformer.data.per_sample import evaluation_transform
+from spikingformer.data.pictures import PictureSet
 from spikingformer.data.rand_augment import _OPERATIONS, parse_rand_augment
 from spikingformer.data.randomness import derive_seed, normal, seeded_generators, uniform
 from spikingformer.data.sampling import StepPlan, evaluation_batches
-from spikingformer.data.settings import AugmentSettings, MixSettings
+from spikingformer.data.settings import AugmentSettings, DataSettings, MixSettings
+from spikingformer.data.sources import Part
+from spikingformer.training.distributed import World
+from spikingformer.training.inputs import evaluation_loader
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
@@ -228,6 +234,21 @@ def test_epochs_have_different_orders():
 def test_evaluation_counts_each_sample_once(world):
     seen = np.concatenate([rows for rank in range(world) for rows in evaluation_batches(11, 3, rank, world)])
     assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_set_in_memory_is_cropped_as_one_picture_is(interpolation):
+    """As `predict` crops: 12 / 0.8 = 15 pixels of 32, the middle 12. Pillow rounds to bytes after each of two passes
+    (half a step each), and values that reach neither end are not clipped on the way."""
+    settings = DataSettings(name="cifar10", image_size=12, interpolation=interpolation, crop_fraction=0.8)
+    pixels = torch.randint(60, 190, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    pictures = PictureSet(pixels, torch.arange(3), ("a", "b", "c"), mean, std)
+    part = Part(pictures.labels.numpy(), pictures.class_names, mean, std, pictures)
+    (batch,) = evaluation_loader(part, settings, 3, 0, torch.device("cpu"), World()).batches()
+    transform = evaluation_transform(12, 3, interpolation, 0.8, mean, std)
+    alone = torch.stack([transform(PictureSamples(pictures)[i][0]) for i in range(3)])
+    torch.testing.assert_close(batch.inputs, alone, rtol=0, atol=1.5 / 255)
 
 
 def test_batch_too_large_or_too_small_is_named():

@@ -1,6 +1,7 @@
 """Hub folders: written offline, read back by plain timm, from a folder and through its hub loader."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -105,19 +106,24 @@ def test_card_states_the_run_and_nothing_else(tmp_path):
     energy = {"preset": {"name": "exact"}, "totals": {"energy_mj": 0.1234}, "samples": 1000, "memory_model": "none"}
     (tmp_path / "energy.json").write_text(json.dumps(energy))
     facts = CardFacts.from_run(info, EnergyEstimate.read(tmp_path / "energy.json"), "cc-by-4.0")
-    card = model_card(describe(small_model("spikformer_4_384"), NAMES), facts)
+    model = small_model("spikformer_4_384")
+    card = model_card(describe(model, NAMES), facts)
     assert card.startswith("---\nlibrary_name: timm\nlicense: cc-by-4.0\n")
     for text in (
         "Trained on cifar10; 5 classes: ant, bee",
         "| top1 | 91.23 |",
-        "after epoch 12. The epoch was chosen on this same part.",
+        "One run, after epoch 13. Counted on the test part, which chose the epoch as well.",
         "0.1234 mJ a sample, estimated, not measured: preset `exact`",
         "rates of 1000 samples",
         "- torch 9.9",
         "## Licence\n\ncc-by-4.0",
     ):
         assert text in card
-    bare = model_card(describe(small_model("spikformer_4_384"), NAMES), CardFacts())
+    held_out = CardFacts.from_run(replace(info, recipe={"data": {"name": "cifar10", "validation_fraction": 0.1}}))
+    assert "Counted on the held-out training samples, which" in model_card(describe(model, NAMES), held_out)
+    unknown = CardFacts(metrics={"top1": 50.0})
+    assert "One run. On which part is not recorded." in model_card(describe(model, NAMES), unknown)
+    bare = model_card(describe(model, NAMES), CardFacts())
     assert "## Accuracy\n\nNot recorded." in bare
     assert "## Energy\n\nNot estimated." in bare
     assert "Trained on not recorded" in bare

@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from PIL import Image
 
 from benchmarks.run_processes import SMALL
 from spikingformer.data.folder import UnreadablePicture, part_root
-from spikingformer.data.loading import SampleEvaluation, collate
+from spikingformer.data.loading import Batch, SampleEvaluation, Step, collate
 from spikingformer.training import run as run_module
 from spikingformer.training.distributed import World
 from spikingformer.training.loop import NonFiniteLoss
-from spikingformer.training.out_of_memory import OutOfMemory, largest_fitting
+from spikingformer.training.out_of_memory import OutOfMemory, largest_fitting, out_of_memory
 from spikingformer.training.recipe import load_recipe
 from spikingformer.training.run import train
 from spikingformer.training.state import load_state
@@ -113,15 +115,35 @@ def test_out_of_memory_names_the_batch_that_fits(plant, tmp_path):
         "out of memory with 256 samples in one part of a step (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
     )
     assert "A part of 32 fits (tried just now): accumulation_steps=8 keeps batch_size=256" in text
+    assert "precision=bf16 needs less as well. Each of these makes another run: give it another --output." in text
+    assert "--resume" not in text, "on the CPU nothing that helps goes on from the checkpoint"
     plant(full_above(40))
     train(recipe("accumulation_steps=8", "evaluation_batch_size=32"), tmp_path / "fits", world=World())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_out_of_memory_on_a_gpu_names_what_goes_on_with_resume(recompute):
+    model = torch.nn.Linear(2, 2)
+    settings = recipe(f"grad_checkpointing={recompute}".lower())
+    trainer = SimpleNamespace(
+        recipe=settings,
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        world=World(),
+        device=torch.device("cuda"),
+        dtype=torch.float32,
+        autocast=nullcontext,
+    )
+    step = Step([Batch(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))], 4)
+    text = str(out_of_memory(trainer, step, torch.OutOfMemoryError("full")))
+    resumes = "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and go on with --resume."
+    assert (resumes in text) != recompute
+    assert "another --output" in text
 
 
 def test_out_of_memory_with_a_single_sample():
     model = torch.nn.Linear(2, 2)
     model.register_forward_hook(full_above(0))
-    from contextlib import nullcontext
-
     assert largest_fitting(model, torch.zeros(4, 2), nullcontext) == 0
 
 
@@ -146,8 +168,6 @@ CPU = torch.device("cpu")
 
 
 def test_one_corrupt_picture_in_100_000_is_skipped_and_counted(monkeypatch):
-    from contextlib import nullcontext
-
     monkeypatch.setattr("spikingformer.data.loading.seeded_generators", lambda seed: nullcontext())  # 70 s of seeding
     loader = SampleEvaluation(Numbers(100_000, 77_777), None, 10_000, 0, CPU, "skip")
     batches = list(loader.batches())

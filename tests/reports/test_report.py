@@ -51,7 +51,8 @@ def save_run(folder: Path, channels: int, data: dict, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = save_run(tmp_path_factory.mktemp("run"), 1, {"name": "digits", "image_size": 16, "channels": 1}, "pictures")
+    data = {"name": "digits", "image_size": 16, "channels": 1, "validation_fraction": 0.1}
+    run = save_run(tmp_path_factory.mktemp("run"), 1, data, "pictures")
     assert command(str(run), "--show", "3", "--samples", "64", "--figure", str(run / "overview.svg")) == 0
     return run / "report.html"
 
@@ -94,7 +95,8 @@ def test_page_is_self_contained(page: Path) -> None:
     "text",
     ["Learning curves", "Accuracy after each time step", "Confusion", "Firing rates", "Energy by component",
      "One count, many prices", "Inside the model", "spike rasters", "attention, block 1", "recipe", "torch",
-     "spikingformer-paper", "Break-even", "estimated energy, mJ", "Horowitz", "digit &lt;3&gt;"],
+     "spikingformer-paper", "Break-even", "loss on the held-out training samples",
+     "top-1 on the held-out training samples, %", "estimated energy, mJ", "Horowitz", "digit &lt;3&gt;"],
 )  # fmt: skip
 def test_page_holds(page: Path, text: str) -> None:
     assert text in page.read_text()
@@ -207,3 +209,4 @@ def test_a_published_runs_log_stands_beside_the_run(page: Path, tmp_path: Path) 
     assert "top-1 beside a published run" in html
     assert "spikingformer_cml_4_384_400e, log" in html
     assert "95.97 % (best of 410 epochs)" in html
+    assert "on the test part; this run's line is on the held-out training samples." in html

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from spikingformer.official import weights_of
 from spikingformer.training import atomic
-from spikingformer.training.checkpoint import ModelInfo, create_model, load_model, save_model
+from spikingformer.training.checkpoint import HELD_OUT, TEST_PART, ModelInfo, create_model, load_model, save_model
 from spikingformer.training.foreign import read_published
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
@@ -158,6 +159,20 @@ def test_damaged_published_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="x.pth: (not a readable PyTorch checkpoint|refused)"):
         read_published(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "recipe", "part"),
+    [
+        (HELD_OUT, {"data": {"validation_fraction": 0.0}}, HELD_OUT),
+        (None, {"data": {"validation_fraction": 0.1}}, HELD_OUT),
+        (None, {"data": {"validation_fraction": 0.0}}, TEST_PART),
+        (None, None, ""),
+    ],
+    ids=["said", "older-held-out", "older-test", "nothing-known"],
+)
+def test_a_description_says_which_part_its_metrics_are_of(stored, recipe, part):
+    assert replace(INFO, metrics_part=stored, recipe=recipe).evaluated_on == part
 
 
 def test_description_is_plain_json(file):

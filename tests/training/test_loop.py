@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from spikingformer.data.loading import MemoryTraining
 from spikingformer.data.mixing import soft_targets
 from spikingformer.training.distributed import World, read_world
 from spikingformer.training.inputs import create_inputs
@@ -13,6 +14,7 @@ from spikingformer.training.run import train
 from spikingformer.training.run_folder import locked
 from spikingformer.training.setup import LearningRate, build_model, build_optimizer, choose_device
 from spikingformer.training.state import (
+    STATE_FILE,
     Progress,
     RunState,
     load_state,
@@ -20,6 +22,7 @@ from spikingformer.training.state import (
     save_state,
     unpack_optimizer,
 )
+from spikingformer.training.tensor_file import read_tensors
 from tests.training.helpers import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -50,12 +53,92 @@ def test_nan_stops_with_what_to_try_and_keeps_the_checkpoint(tmp_path, monkeypat
     assert all(t.isfinite().all() for t in state.tensors.values())
 
 
-def test_nan_is_skipped_and_counted(tmp_path, monkeypatch):
-    poison(monkeypatch, {1, 7})
-    result = train(tiny_recipe(nonfinite="skip"), tmp_path)
-    assert result.skipped_steps == 2
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["skipped_steps"] for r in records if r["kind"] == "epoch"] == [1, 2]
+def records(folder, kind: str) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def test_nan_is_skipped_and_counted_as_neither_loss_nor_sample(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, {1, *range(5, 10)})
+    result = train(tiny_recipe(nonfinite="skip", log__every_steps=1), tmp_path)
+    assert result.skipped_steps == 6
+    first, second = records(tmp_path, "epoch")
+    assert (first["skipped_steps"], second["skipped_steps"]) == (1, 6)
+    losses = [record.get("loss") for record in records(tmp_path, "step")]
+    assert [i for i, loss in enumerate(losses) if loss is None] == [1, 5, 6, 7, 8, 9]
+    assert first["train_loss"] == pytest.approx(sum(losses[i] for i in (0, 2, 3, 4)) / 4)
+    assert "train_loss" not in second, "no step of this epoch has a loss"
+    assert "epoch 2/2  train loss none" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nan_pixel(monkeypatch):
+    """One pixel of step 2 of the first epoch is NaN, once: spikes keep the loss finite."""
+    plain, left = MemoryTraining.steps, {(0, 2)}
+
+    def steps(self, epoch, first_step):
+        for number, step in enumerate(plain(self, epoch, first_step), first_step):
+            if (epoch, number) in left:
+                left.discard((epoch, number))
+                step.parts[0].inputs[0, 0, 3, 3] = float("nan")
+            yield step
+
+    monkeypatch.setattr(MemoryTraining, "steps", steps)
+
+
+def not_finite(file) -> list[str]:
+    return [name for name, t in read_tensors(file)[0].items() if not t.isfinite().all()]
+
+
+def test_nan_that_spikes_hide_from_the_loss_stops(tmp_path, nan_pixel):
+    with pytest.raises(
+        NonFiniteLoss, match=r"stem\.stages\.0\.bn\.running_mean is not finite \(.*\) in epoch 1, step 2"
+    ):
+        train(tiny_recipe(epochs=1, checkpoint__every_steps=1), tmp_path)
+    assert load_state(tmp_path)[0].progress.global_step == 2
+    assert not not_finite(tmp_path / STATE_FILE)
+
+
+def test_nan_that_spikes_hide_from_the_loss_is_skipped(tmp_path, nan_pixel):
+    result = train(tiny_recipe(epochs=1, nonfinite="skip"), tmp_path)
+    state = load_state(tmp_path)[0]
+    assert (result.skipped_steps, state.progress.updates) == (1, 4)
+    assert not not_finite(tmp_path / STATE_FILE)
+    counts = [int(t) for name, t in state.tensors.items() if name.endswith("num_batches_tracked")]
+    assert set(counts) == {4}, "BatchNorm's statistics of the skipped step stayed"
+
+
+def test_nan_that_spikes_hide_from_the_loss_steps_back(tmp_path, nan_pixel):
+    train(tiny_recipe(epochs=1, nonfinite="step_back", checkpoint__every_steps=1), tmp_path)
+    assert load_state(tmp_path)[0].progress.step_backs == 1
+    assert not not_finite(tmp_path / STATE_FILE)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    plain = Trainer._update
+
+    def update(self):
+        plain(self)
+        if self.progress.global_step == 9:  # the last step: no later loss can tell
+            next(self.model.head.parameters()).data[0, 0] = float("inf")
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    with pytest.raises(NonFiniteLoss, match=r"model/head\.weight is not finite in epoch 2, step 5(.|\n)*--resume"):
+        train(tiny_recipe(), tmp_path)
+    assert load_state(tmp_path)[0].progress.global_step == 5
+    assert not [f.name for f in tmp_path.glob("*.safetensors") if not_finite(f)]
+
+
+def test_a_run_does_not_start_from_weights_that_are_not_finite(tmp_path, monkeypatch):
+    def build(*args):
+        model = build_model(*args)
+        model.head.bias.data[0] = float("nan")
+        return model
+
+    monkeypatch.setattr("spikingformer.training.run.build_model", build)
+    with pytest.raises(NonFiniteLoss, match=r"model/head\.bias is not finite") as caught:
+        train(tiny_recipe(), tmp_path)
+    assert "--resume" not in str(caught.value), "there is no checkpoint to go on from"
 
 
 def test_nan_steps_back_with_half_the_rate(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from spikingformer.data.loading import MemoryTraining
+from spikingformer.reproduce.runs import check_overrides
+from spikingformer.training.checkpoint import HELD_OUT, read_model_file
 from spikingformer.training.loop import StoppedBySignal, Trainer
 from spikingformer.training.recipe import save_recipe
 from spikingformer.training.run import train
@@ -191,9 +193,28 @@ def test_resume_with_another_recipe_is_refused(tmp_path):
         train(tiny_recipe(epochs=1, batch_size=120), tmp_path, resume=True)
 
 
-def test_finished_run_is_not_repeated(tmp_path, monkeypatch):
-    first = train(tiny_recipe(epochs=1), tmp_path)
+def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path):
+    """And what it does about a loss that is not finite, which a row of the ledger may not."""
+    recipe = tiny_recipe(epochs=1)
+    train(recipe, tmp_path)
+    elsewhere = {"data__root": "elsewhere", "data__cache": "c", "cuda_graph": False, "grad_checkpointing": True}
+    train(tiny_recipe(epochs=1, nonfinite="skip", log__every_steps=3, workers=1, **elsewhere), tmp_path, resume=True)
+    check_overrides(["data.cache=c", "cuda_graph=false", "grad_checkpointing=true", "log.every_steps=3", "workers=1"])
+    with pytest.raises(ValueError, match="another run than the row's"):
+        check_overrides(["nonfinite=skip"])
+
+
+def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
+    recipe = tiny_recipe(epochs=1, data__validation_fraction=0.1)
+    first = train(recipe, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    said = capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(MemoryTraining, "steps", None)
-    again = train(tiny_recipe(epochs=1), tmp_path, resume=True)
-    assert again.best_top1 == first.best_top1
-    assert again.seconds == first.seconds, "a finished run's result keeps the time that it took"
+    assert train(recipe, tmp_path, resume=True) == first
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: finished already (1 epochs)", said]
+    assert f"chosen on the held-out training samples): {first.best_top1:.2f} %" in said
+    assert read_model_file(tmp_path / "best.safetensors")[1].metrics_part == HELD_OUT
+    (tmp_path / "result.json").unlink()
+    again = train(recipe, tmp_path, resume=True)
+    assert (again.test_top1, again.best_top1) == (first.test_top1, first.best_top1)

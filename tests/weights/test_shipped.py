@@ -10,7 +10,7 @@ import torch
 import spikingformer  # noqa: F401  (registers the models)
 from spikingformer.data.settings import DataSettings
 from spikingformer.reproduce.ship import WEIGHTS_FOLDER, ship
-from spikingformer.training.checkpoint import load_model
+from spikingformer.training.checkpoint import HELD_OUT, load_model, read_model_file, save_model
 from spikingformer.training.distributed import World
 from spikingformer.training.evaluation import evaluate
 from spikingformer.training.inputs import create_test_loader
@@ -34,6 +34,9 @@ def test_shipped_weights_are_what_the_table_says(name):
     assert model.pretrained_cfg["tag"] == entry.tag
     same, info = load_model(name)
     assert info.metrics["top1"] == entry.top1
+    assert info.evaluated_on == entry.part == "test part"
+    assert f"top-1 {entry.top1:.2f} % on its test part" in model.pretrained_cfg["description"]
+    assert f"| top-1 | {entry.top1:.2f} % on the test part, epoch" in (WEIGHTS_FOLDER / f"{name}.md").read_text()
     assert all(torch.equal(v, same.state_dict()[k]) for k, v in model.state_dict().items())
     assert name in timm.list_models(pretrained=True)
 
@@ -110,6 +113,14 @@ def test_shipping_writes_file_row_and_card_in_half_the_size(tmp_path):
     again = ship(entry.path, "other", entry.recipe, entry.result, tmp_path)
     assert sorted(read_table(tmp_path)) == [f"{entry.model}.copy", f"{entry.model}.other"]
     assert dataclasses.replace(again, tag="copy", file="", sha256="") == dataclasses.replace(made, file="", sha256="")
+
+
+def test_accuracy_on_held_out_samples_ships_as_such(tmp_path):
+    weights, info = read_model_file(DIGITS)
+    save_model(tmp_path / "best.safetensors", weights, dataclasses.replace(info, metrics_part=HELD_OUT))
+    made = ship(tmp_path / "best.safetensors", "copy", "recipe", "result", tmp_path)
+    assert made.part == HELD_OUT
+    assert f"{made.top1:.2f} % on the held-out training samples, epoch" in (tmp_path / f"{made.name}.md").read_text()
 
 
 def test_a_card_says_that_weights_were_rounded(tmp_path):

@@ -1,0 +1,45 @@
+"""NaN and infinity: seen where spikes hide them from the loss, refused before they are saved, said with what to try."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteLoss(ValueError):
+    """The loss, or a tensor that would be saved, became NaN or infinite."""
+
+
+def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first floating-point tensor that holds NaN or infinity."""
+    return next((n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point buffers that a checkpoint holds."""
+    saved = model.state_dict().keys()
+    return {name: t for name, t in model.named_buffers() if name in saved and t.is_floating_point()}
+
+
+def nan_unless_finite(loss: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    """The loss; NaN where statistics are not finite. Nothing waits for the device.
+
+    A neuron makes no spike of NaN: a loss over spikes stays finite while BatchNorm's statistics and, next, all weights
+    before the neuron are lost.
+    """
+    if not statistics:
+        return loss
+    return loss + 0 * torch.cat([t.flatten() for t in statistics.values()]).sum().to(loss.dtype)
+
+
+def explain(what: str, where: str, policy: str, step_backs: int, has_checkpoint: bool) -> str:
+    """The message of a run that cannot go on. policy: the recipe's `nonfinite`."""
+    backs = f" after {step_backs} steps back" if step_backs else ""
+    kept = "The last checkpoint is whole: --resume goes on from it. " if has_checkpoint else ""
+    skip = "" if policy == "skip" else "nonfinite=skip (leaves such steps out and counts them) or "
+    back = f"; {skip}nonfinite=step_back (goes back to the last checkpoint with half the learning rate)"
+    return (
+        f"{what} in {where}{backs}. {kept}Things to try: a lower optimizer.learning_rate or a longer "
+        "schedule.warmup_epochs; optimizer.clip_norm=1; precision=bf16 or fp32 instead of fp16"
+        f"{'' if policy == 'step_back' else back}."
+    )
