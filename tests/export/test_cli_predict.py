@@ -118,6 +118,20 @@ def test_a_whole_recording_for_a_model_of_windows_gets_a_hint(tmp_path, capsys, 
     assert (f"--stream {tmp_path}/r.aedat --window 0.2" in captured.err) is hinted
 
 
+def test_events_that_come_late_are_said_to_be_dropped(event_model, tmp_path, capsys):
+    t = np.arange(0, 900_001, 1000)
+    write_aedat31(tmp_path / "first.aedat", make_events(t % 32, t % 31, t, t % 2))
+    t = np.concatenate([np.arange(7), np.arange(900_001, 1_800_001, 1000)])  # a sensor whose clock jumped back
+    write_aedat31(tmp_path / "second.aedat", make_events(t % 32, t % 31, t, t % 2))
+    _, _, packets = (tmp_path / "second.aedat").read_bytes().partition(b"#!END-HEADER\r\n")
+    both = tmp_path / "both.aedat"
+    both.write_bytes((tmp_path / "first.aedat").read_bytes() + packets)
+    words = [event_model, "--stream", both, "--window", 0.3, "--sensor", 32, 32]
+    assert [r["late_events"] for r in predicted(capsys, *words)] == [0, 0, 0, 7, 0]
+    assert main(["predict", *map(str, words)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; 7 events came late and were dropped")
+
+
 def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):
     assert main(["predict", str(picture), "--top", "1", "--json"]) == 0
     captured = capsys.readouterr()

@@ -102,11 +102,17 @@ def test_silence_gives_empty_frames_and_a_long_one_a_new_start():
     assert cutter.start_us == 9_000_000
 
 
-def test_late_events_are_dropped_and_counted():
-    cutter = FrameCutter(SETTINGS)
-    list(cutter.add(make_events([0, 0], [0, 0], [0, 5000], [1, 1])))
-    list(cutter.add(make_events([0], [0], [100], [1])))
-    assert cutter.late_events == 1
+def test_late_events_are_dropped_and_counted_in_the_window_they_came_in(predictor):
+    t = np.arange(0, 9500, 500)
+    spots = np.zeros_like(t)
+    events = make_events(spots, spots, t, spots)
+    late = make_events([5, 5], [5, 5], [100, 200], [1, 1])
+    pieces = [events[:10], late, events[10:]]  # the second window is under way when they come
+    windows = list(classify_stream(predictor, pieces, SETTINGS))
+    assert [w.late_events for w in windows] == [0, 2, 0]
+    assert [w.probabilities for w in windows] == [
+        w.probabilities for w in classify_stream(predictor, [events], SETTINGS)
+    ]
 
 
 def test_larger_sensors_are_summed_into_the_models_frames():
