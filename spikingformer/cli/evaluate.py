@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
             f"--batch-size {args.batch_size}, --workers {args.workers}: expected at least 1 and at least 0"
         )
     model, info = load_model(args.checkpoint, args.img_size)
+    if args.anytime and not isinstance(model, SpikingTransformer):
+        raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
     settings = data_settings(args, info)
     device = choose_device(args.device)
     loader, class_names = create_test_loader(settings, args.batch_size, args.workers, device, World())
@@ -59,12 +61,10 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     with autocast_factory(args.precision, device)():
         found = evaluate(model, loader, classes, every_step=isinstance(model, SpikingTransformer))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.monotonic() - began
-    if args.anytime and not isinstance(model, SpikingTransformer):
-        raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
-    points = anytime.curve(model, loader) if args.anytime and isinstance(model, SpikingTransformer) else []
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.monotonic() - began
+        points = anytime.curve(model, loader) if args.anytime and isinstance(model, SpikingTransformer) else []
     if args.json:
         per_class = [
             {"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)
