@@ -35,7 +35,7 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
         return
     device = _device(model)
     transform = evaluation_transform(
-        info.image_size[0], info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
+        info.image_size, info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
     )
     for start in range(0, len(files), batch_size):
         chosen = files[start : start + batch_size]
@@ -96,9 +96,7 @@ def _too_long(seconds: float, data: dict[str, Any], file: str) -> str | None:
 @torch.inference_mode()
 def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> Iterator[dict]:
     """The first `count` test samples of the training data, with their true class."""
-    import argparse
-
-    from spikingformer.cli.checkpoint_data import data_settings
+    from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.distributed import World
     from spikingformer.training.inputs import create_test_loader
 
@@ -106,7 +104,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
         raise ValueError(
             "--samples: this file does not say what data it was trained on: give files, or a run's checkpoint"
         )
-    settings = data_settings(argparse.Namespace(data=None, root=None), info)
+    settings = checkpoint_data(info)
     device = _device(model)
     loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())
     done = 0

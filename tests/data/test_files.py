@@ -11,9 +11,9 @@ from PIL import Image
 
 from spikingformer.data import imagenet
 from spikingformer.data.checking import check_data
+from spikingformer.data.digits import load_digits
 from spikingformer.data.folder import PictureFiles, UnreadablePicture, decode_picture, part_root
 from spikingformer.data.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, prepare_imagenet
-from spikingformer.data.digits import load_digits
 from spikingformer.data.loading import PictureSamples, SampleEvaluation, SampleTraining, SeededSamples, Subset
 from spikingformer.data.per_sample import evaluation_transform, training_transform
 from spikingformer.data.sampling import StepPlan

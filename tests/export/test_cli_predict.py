@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spikingformer.cli import main
+from spikingformer.cli.prediction import predict_files
 from spikingformer.data.events import make_events, write_aedat31
 from spikingformer.export import describe, export_int8, export_onnx, export_torch, export_weights
 from spikingformer.native import status
@@ -54,6 +56,19 @@ def test_every_format_predicts_what_the_checkpoint_predicts(tmp_path, picture, c
         export_int8(model, tmp_path / "8.safetensors", metadata=metadata, check=False)
         (row,) = predicted(capsys, tmp_path / "8.safetensors", picture)
         assert len(row["classes"]) == 5
+
+
+def test_a_model_that_is_not_square_is_given_its_rows_and_columns(picture):
+    class Shape(torch.nn.Module):
+        def forward(self, x):
+            self.seen = tuple(x.shape)
+            return torch.zeros(len(x), 5)
+
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
+    model = Shape()
+    assert len(list(predict_files(model, info, [str(picture)], 1, 1))) == 1
+    assert model.seen == (1, 3, 16, 32)
 
 
 @pytest.fixture
