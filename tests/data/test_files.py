@@ -226,6 +226,21 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert not check_data(DataSettings(name="digits", channels=1)).problems
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("gesture", r"`spikingformer data gesture --from DIR --verify` checks that event set"),
+        ("digits_dvs", "digits_dvs is simulated in memory: there is nothing to check"),
+        ("cifar11", "got 'cifar11'"),
+    ],
+)
+def test_check_says_what_it_cannot_check_and_what_it_can(name, advice):
+    with pytest.raises(ValueError, match=advice) as caught:
+        check_data(DataSettings(name=name))
+    assert "expected one of digits, cifar10, cifar100, folder, tar, wds" in str(caught.value)
+    assert "cifar10dvs" not in str(caught.value)
+
+
 def test_part_root_accepts_usual_names(tmp_path):
     (tmp_path / "validation").mkdir()
     assert part_root(tmp_path, "test", archive=False) == tmp_path / "validation"
