@@ -53,19 +53,17 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
 
 
 def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:
-    from spikingformer.data.events import events_to_frames
-    from spikingformer.data.events.recording import cut, read_recording
+    from spikingformer.data.events import EventFileError
+    from spikingformer.data.events.recording import load_recording_as_frames
 
     data = (info.recipe or {}).get("data", {})
     try:
-        events, sensor = read_recording(file)
-        events = cut(events, None, None, file)
-    except ValueError as error:
+        frames, seconds = load_recording_as_frames(
+            file, info.kwargs["time_steps"], data.get("split_by", "number"), info.image_size
+        )
+    except EventFileError as error:
         return {"file": file, "error": str(error)}
-    frames = events_to_frames(
-        events, info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
-    )
-    inputs = torch.from_numpy(frames).float()[None].to(_device(model))
+    inputs = frames.to(_device(model))
     row: dict[str, Any] = {"file": file}
     if isinstance(model, SpikingTransformer):
         steps = model.forward_steps(inputs)[:, 0]
@@ -73,7 +71,7 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         row["after_step"] = [info.class_names[int(step.argmax())] for step in steps]
     else:
         row["classes"] = _ranked(model(inputs)[0], info, top)
-    if hint := _too_long(int(events["t"][-1] - events["t"][0]) / 1e6, data, file):
+    if hint := _too_long(seconds, data, file):
         row["hint"] = hint
     return row
 
