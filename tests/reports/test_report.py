@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from spikingformer.cli import report
+from spikingformer.data.events.show import OFF_COLOUR, ON_COLOUR, colour_frames
 from spikingformer.export import describe
 from spikingformer.export.hub import save_hub_folder
 from spikingformer.export.model_card import CardFacts
 from spikingformer.reports.collect import collect
 from spikingformer.reports.inputs import data_settings, open_model
+from spikingformer.reports.pictures import event_frame
 from spikingformer.reports.samples import choose_samples, view_samples
 from spikingformer.reports.svg import heat_map, line_chart, ticks
 from spikingformer.training.checkpoint import ModelInfo, save_model
@@ -128,6 +130,15 @@ def test_event_clips_are_animated() -> None:
     assert view.steps[-1][0] == view.prediction
     assert {name for name, _ in view.attention} == {"block 0", "block 1"}
     assert all(len(images) == 3 for _, images in (*view.maps, *view.attention))
+
+
+def test_events_have_the_colours_of_the_recordings_pictures() -> None:
+    frame = torch.zeros(2, 1, 2)
+    frame[1, 0, 0] = frame[0, 0, 1] = 1
+    image = event_frame(frame, 1.0)
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [ON_COLOUR, OFF_COLOUR]
+    shown = colour_frames(frame[None].long().numpy())[0, 0]
+    assert shown.tolist() == [list(ON_COLOUR), list(OFF_COLOUR)]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
