@@ -5,6 +5,8 @@ import timm
 import torch
 
 from spikingformer.benchmarks import firing_rate, measure, sweep
+from spikingformer.cli import main
+from spikingformer.training.checkpoint import load_model
 
 
 @pytest.fixture
@@ -47,3 +49,14 @@ def test_sweep_takes_the_batches_asked_for(model):
 def test_unknown_mode(model):
     with pytest.raises(ValueError, match="mode must be one of inference, training, got 'test'"):
         measure(model, 1, "test")
+
+
+def test_command_times_the_weights_that_a_name_stands_for(monkeypatch, capsys):
+    timed = []
+    monkeypatch.setattr("spikingformer.benchmarks.sweep", lambda model, *_: timed.append(model) or [])
+    assert main(["bench", "spikingformer_cml_4_384.digits", "--json"]) == 0
+    expected = load_model("spikingformer_cml_4_384.digits")[0].state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in timed[0].state_dict().items())
+    assert main(["bench", "resnet18"]) == 2
+    assert "'resnet18' is not a model of this package" in capsys.readouterr().err
+    assert len(timed) == 1

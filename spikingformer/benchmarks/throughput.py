@@ -101,6 +101,11 @@ def _captured(call: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def measure(
     model: SpikingTransformer,
     batch: int,
@@ -125,12 +130,12 @@ def measure(
     call()
     if graph:
         call = _captured(call)
+    _wait(device)  # else the first time holds what is left of the warm-up
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait(device)
         times.append(time.perf_counter() - start)
     median = statistics.median(times)
     return Measurement(

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -25,10 +24,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 BAD_INPUT = 2
 
 
-def _available(module: str) -> bool:
-    return importlib.util.find_spec(f"{__name__}.{module}") is not None
-
-
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The whole parser; only the module of `command` is imported, the others are there by name."""
     parser = argparse.ArgumentParser(
@@ -39,8 +34,6 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (module, help_text) in COMMANDS.items():
-        if not _available(module):
-            continue
         if name == command:
             importlib.import_module(f"{__name__}.{module}").add_parser(subparsers)
         else:

@@ -14,7 +14,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="time a model on this machine: pictures/s, peak memory, firing rate",
         description="Times a model on random input. The firing rate stands beside each time: they belong together.",
     )
-    parser.add_argument("model", help="a name (see `spikingformer models`) or a checkpoint file")
+    parser.add_argument(
+        "model",
+        help="a name (see `spikingformer models`), MODEL.TAG of weights that come with the package, "
+        "a checkpoint file or a run's folder",
+    )
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
     parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", ...; default: cuda where there is one')
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: under autocast")
@@ -28,28 +32,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    import timm
     import torch
 
     import spikingformer
     from spikingformer.benchmarks import sweep
-    from spikingformer.models import SpikingTransformer
     from spikingformer.neurons import use_backend
+    from spikingformer.reports.inputs import open_model
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if args.model.endswith(".safetensors"):
-        from spikingformer.training.checkpoint import load_model
-
-        model, _ = load_model(args.model)
-    elif timm.is_model(args.model):
-        model = timm.create_model(args.model)
-    else:
-        raise ValueError(
-            f"{args.model!r} is neither a registered model nor a .safetensors file: `spikingformer models`"
-        )
-    assert isinstance(model, SpikingTransformer)
+    model = open_model(args.model).model
     if args.compile:
         model.compile()  # in place: it stays a model of this package
     header = {

@@ -1,7 +1,8 @@
 """`spikingformer data`: fetch, unpack and check data sets."""
 
 import argparse
-import importlib.util
+
+from spikingformer.cli.data_events import add_data_parsers
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     imagenet.add_argument("--subset", action="store_true", help="not the full set: do not compare the counts")
     imagenet.set_defaults(run=run_imagenet)
     check = inner.add_parser("check", help="what is wrong with a data folder, before a long run")
-    check.add_argument("name", help="folder, tar, cifar10, cifar100, ...")
+    check.add_argument("name", help="digits, cifar10, cifar100, folder, tar or wds")
     check.add_argument("--root", default="data", metavar="DIR", help="folder of the data set (default: data)")
     check.add_argument(
         "--every", type=int, default=1, metavar="N", help="decode only each N-th picture (default 1: all)"
@@ -32,10 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_argument("--workers", type=int, default=2, help="decoding threads (default 2)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)
-    if importlib.util.find_spec("spikingformer.cli.data_events") is not None:
-        from spikingformer.cli.data_events import add_data_parsers
-
-        add_data_parsers(inner)
+    add_data_parsers(inner)
 
 
 def run_cifar(args: argparse.Namespace) -> int:

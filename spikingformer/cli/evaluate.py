@@ -2,8 +2,6 @@
 
 import argparse
 
-from spikingformer.cli.checkpoint_data import add_data_options
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -14,7 +12,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog="example: spikingformer evaluate runs/a/best.safetensors --json",
     )
     parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
-    add_data_options(parser)
+    parser.add_argument("--data", metavar="NAME", help="data set, e.g. cifar10 (default: the one it was trained on)")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set (default: that of the training)")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="evaluate at another picture size")
     parser.add_argument("--batch-size", type=int, default=128, help="samples a batch (default 128)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures (default 2)")
@@ -33,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from spikingformer.cli import anytime
-    from spikingformer.cli.checkpoint_data import data_settings
     from spikingformer.models import SpikingTransformer
+    from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.checkpoint import load_model
     from spikingformer.training.distributed import World
     from spikingformer.training.evaluation import evaluate
@@ -46,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
             f"--batch-size {args.batch_size}, --workers {args.workers}: expected at least 1 and at least 0"
         )
     model, info = load_model(args.checkpoint, args.img_size)
-    settings = data_settings(args, info)
+    if args.anytime and not isinstance(model, SpikingTransformer):
+        raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
+    settings = checkpoint_data(info, args.data, args.root, args.img_size)
     device = choose_device(args.device)
     loader, class_names = create_test_loader(settings, args.batch_size, args.workers, device, World())
     classes = int(info.kwargs["num_classes"])
@@ -59,12 +60,10 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     with autocast_factory(args.precision, device)():
         found = evaluate(model, loader, classes, every_step=isinstance(model, SpikingTransformer))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.monotonic() - began
-    if args.anytime and not isinstance(model, SpikingTransformer):
-        raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
-    points = anytime.curve(model, loader) if args.anytime and isinstance(model, SpikingTransformer) else []
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.monotonic() - began
+        points = anytime.curve(model, loader) if args.anytime and isinstance(model, SpikingTransformer) else []
     if args.json:
         per_class = [
             {"name": n, "right": r, "samples": a} for n, (r, a) in zip(class_names, found.per_class, strict=True)

@@ -35,7 +35,7 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
         return
     device = _device(model)
     transform = evaluation_transform(
-        info.image_size[0], info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
+        info.image_size, info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
     )
     for start in range(0, len(files), batch_size):
         chosen = files[start : start + batch_size]
@@ -53,19 +53,17 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
 
 
 def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:
-    from spikingformer.data.events import events_to_frames
-    from spikingformer.data.events.recording import cut, read_recording
+    from spikingformer.data.events import EventFileError
+    from spikingformer.data.events.recording import load_recording_as_frames
 
     data = (info.recipe or {}).get("data", {})
     try:
-        events, sensor = read_recording(file)
-        events = cut(events, None, None, file)
-    except ValueError as error:
+        frames, seconds = load_recording_as_frames(
+            file, info.kwargs["time_steps"], data.get("split_by", "number"), info.image_size
+        )
+    except EventFileError as error:
         return {"file": file, "error": str(error)}
-    frames = events_to_frames(
-        events, info.kwargs["time_steps"], data.get("split_by", "number"), sensor, info.image_size
-    )
-    inputs = torch.from_numpy(frames).float()[None].to(_device(model))
+    inputs = frames.to(_device(model))
     row: dict[str, Any] = {"file": file}
     if isinstance(model, SpikingTransformer):
         steps = model.forward_steps(inputs)[:, 0]
@@ -73,7 +71,7 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         row["after_step"] = [info.class_names[int(step.argmax())] for step in steps]
     else:
         row["classes"] = _ranked(model(inputs)[0], info, top)
-    if hint := _too_long(int(events["t"][-1] - events["t"][0]) / 1e6, data, file):
+    if hint := _too_long(seconds, data, file):
         row["hint"] = hint
     return row
 
@@ -96,9 +94,7 @@ def _too_long(seconds: float, data: dict[str, Any], file: str) -> str | None:
 @torch.inference_mode()
 def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> Iterator[dict]:
     """The first `count` test samples of the training data, with their true class."""
-    import argparse
-
-    from spikingformer.cli.checkpoint_data import data_settings
+    from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.distributed import World
     from spikingformer.training.inputs import create_test_loader
 
@@ -106,7 +102,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
         raise ValueError(
             "--samples: this file does not say what data it was trained on: give files, or a run's checkpoint"
         )
-    settings = data_settings(argparse.Namespace(data=None, root=None), info)
+    settings = checkpoint_data(info)
     device = _device(model)
     loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())
     done = 0

@@ -17,7 +17,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ),
     )
     parser.add_argument(
-        "target", metavar="RUN|CHECKPOINT", help="a run's folder (its best model) or a .safetensors file"
+        "target",
+        metavar="RUN|CHECKPOINT",
+        help="a run's folder (its best model), a .safetensors file, a hub folder, or MODEL.TAG of weights that come "
+        "with the package",
     )
     parser.add_argument(
         "--data", nargs="?", const="", default="", metavar="NAME", help="data set (default: the run's own)"

@@ -43,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     names = predictor.metadata.class_names
     seconds = computed = 0.0
     slowest = 0.0
-    count = 0
+    count = late = 0
     for window in classify_stream(predictor, chunks, settings):
         count += 1
         seconds += (window.end_us - window.start_us) / 1e6
         computed += window.compute_s
+        late += window.late_events
         slowest = max(slowest, window.latency_s)
         found = None if window.label is None else names[window.label]
         if args.json:
@@ -68,5 +69,6 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.json:
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
-              f"longest latency {slowest * 1e3:.1f} ms")  # fmt: skip
+              f"longest latency {slowest * 1e3:.1f} ms"
+              + (f"; {late} events came late and were dropped" if late else ""))  # fmt: skip
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from spikingformer.data.folder import UnreadablePicture
 from spikingformer.data.settings import DataSettings
-from spikingformer.data.sources import load_part
+from spikingformer.data.sources import SOURCES, event_names, load_part
 
 
 @dataclass
@@ -19,7 +19,17 @@ class Findings:
 
 
 def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings:
-    """Reads the whole set (or each `every`-th file) as a run would: parts, classes, readability, sizes."""
+    """Reads the whole set (or each `every`-th file) as a run would: parts, classes, readability, sizes.
+
+    Raises ValueError for a set of events or one that there is not.
+    """
+    if data.name not in SOURCES:
+        advice = ""
+        if data.name == "digits_dvs":
+            advice = " digits_dvs is simulated in memory: there is nothing to check."
+        elif data.name in event_names():
+            advice = f" `spikingformer data {data.name} --from DIR --verify` checks that event set."
+        raise ValueError(f"picture sets are checked; got {data.name!r}, expected one of {', '.join(SOURCES)}.{advice}")
     findings = Findings()
     classes: dict[str, set[str]] = {}
     for name in ("train", "test"):

@@ -1,6 +1,7 @@
 """Transforms of one picture at a time, as the published runs use them: timm's and torchvision's, PIL in, tensor out."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
@@ -55,18 +56,36 @@ def posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
     return ImageOps.posterize(picture, bits) if bits > 0 else Image.new(picture.mode, picture.size)
 
 
+def in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """`picture` in Pillow's mode; a function of its own, for what reaches worker processes is pickled."""
+    return picture.convert(mode)
+
+
 def evaluation_transform(
-    size: int, channels: int, interpolation: str, crop_fraction: float, mean: tuple[float, ...], std: tuple[float, ...]
+    size: int | tuple[int, int],
+    channels: int,
+    interpolation: str,
+    crop_fraction: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Transform:
-    """Resize the shorter side to size / crop_fraction, centre crop, normalise."""
+    """Resize until the picture just covers size / crop_fraction, centre crop, normalise.
+
+    size: the side of a square, or (rows, columns).
+    """
+    from timm.data.transforms import ResizeKeepRatio
     from torchvision import transforms as T
 
-    mode = {"bilinear": T.InterpolationMode.BILINEAR, "bicubic": T.InterpolationMode.BICUBIC}
+    rows, columns = (size, size) if isinstance(size, int) else size
+    covered = int(rows / crop_fraction), int(columns / crop_fraction)
+    modes = {"bilinear": T.InterpolationMode.BILINEAR, "bicubic": T.InterpolationMode.BICUBIC}
+    mode = modes.get(interpolation, T.InterpolationMode.NEAREST)
     return T.Compose(
         [
-            T.Lambda(lambda picture: picture.convert("L" if channels == 1 else "RGB")),
-            T.Resize(int(size / crop_fraction), mode.get(interpolation, T.InterpolationMode.NEAREST)),
-            T.CenterCrop(size),
+            partial(in_mode, mode="L" if channels == 1 else "RGB"),
+            # timm's own choice: the two round sides differently
+            T.Resize(covered[0], mode) if rows == columns else ResizeKeepRatio(covered, interpolation=interpolation),
+            T.CenterCrop((rows, columns)),
             T.ToTensor(),
             T.Normalize(mean, std),
         ]

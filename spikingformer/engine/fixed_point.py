@@ -67,7 +67,9 @@ def quantize_scale(scale: float) -> int:
     """Attention's factor in units of current per count. Raises ValueError where it is not a whole number of them."""
     units = scale * 2**FRACTION_BITS
     if units != round(units) or not 0 < units < 2**15:
-        raise ValueError(f"attention_scale must be a multiple of 2^-{FRACTION_BITS} below 32, got {scale}")
+        raise ValueError(
+            f"attention_scale must be a multiple of 2^-{FRACTION_BITS} below 32, got {scale}: use the float engine"
+        )
     return round(units)
 
 

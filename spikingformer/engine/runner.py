@@ -119,15 +119,15 @@ class Engine:
     (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
     (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
-    Raises ValueError for a model not of this package or a Spikformer of more than 126 blocks (counts are bytes), and
-    RuntimeError where the C++ kernels are missing.
+    Raises ValueError for a model not of this package, a Spikformer of more than 126 blocks (counts are bytes), neurons
+    or an attention scale that the int8 form does not have, and where the C++ kernels are missing.
     """
 
     def __init__(self, model: nn.Module | Program, form: str = "float32"):
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         if not (found := status()).available:
-            raise RuntimeError(f"the engine needs the compiled kernels: {found.reason}")
+            raise ValueError(f"the engine needs the compiled kernels: {found.reason}")
         self.program = model if isinstance(model, Program) else build_program(model)
         self.form = form
         self.integer = form == "int8"
@@ -149,6 +149,8 @@ class Engine:
             for step in self.program.steps:  # refuse at once, not in the middle of a run
                 if isinstance(step, Fire | Attention):
                     quantize_neuron(step.lif)
+                if isinstance(step, Attention):
+                    quantize_scale(step.scale)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._odd = False  # which of two buffers took the last spikes
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers

@@ -53,7 +53,8 @@ def margins(logits: Tensor) -> Tensor:
 def stopping_steps(logits: Tensor, threshold: float) -> Tensor:
     """The time step (1 ... T) after which each sample stops, (N,), for logits after each step (T, N, K)."""
     _check_threshold(threshold)
-    passed = margins(logits) >= threshold if threshold < 1 else torch.zeros(logits.shape[:2], dtype=torch.bool)
+    never = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    passed = margins(logits) >= threshold if threshold < 1 else never
     passed[-1] = True
     return passed.int().argmax(0) + 1
 
@@ -122,19 +123,22 @@ def _shares(counts: list[float], steps: int) -> list[float]:
 def predict_anytime(model: SpikingTransformer, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Runs `model` step by step and drops each sample from the batch once it has stopped.
 
-    x: pictures (B, C, H, W) or event frames (B, T, C, H, W). Returns (logits (B, K) at the stop, steps taken (B,)).
-    Raises ValueError for another shape and for a threshold that is not above 0.
+    x: pictures (B, C, H, W) or event frames (B, T, C, H, W). Returns, on its device, (logits (B, K) at the stop, steps
+    taken (B,)). Raises ValueError for another shape and for a threshold that is not above 0.
     """
     _check_threshold(threshold)
     model.frames(x)  # raises for a shape that the model does not take
     frames = x.unbind(1) if x.ndim == 5 else (x,) * model.time_steps
-    running = torch.arange(len(x))
-    logits, taken = torch.zeros(len(x), model.num_classes), torch.zeros(len(x), dtype=torch.int64)
+    running = torch.arange(len(x), device=x.device)
+    logits = torch.zeros(len(x), model.num_classes, device=x.device)
+    taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     state: StreamState | None = None
     for t, frame in enumerate(frames, 1):
         now, state = model.stream(frame[running], state)
-        last = threshold >= 1 or t == len(frames)
-        stops = torch.full((len(running),), t == len(frames)) if last else margins(now) >= threshold
+        if threshold >= 1 or t == len(frames):
+            stops = torch.full((len(running),), t == len(frames), device=x.device)
+        else:
+            stops = margins(now) >= threshold
         logits[running[stops]], taken[running[stops]] = now[stops].float(), t
         state = _rows(state, ~stops)
         running = running[~stops]

@@ -9,14 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from spikingformer.data.events import EventFileError, read_aedat20, sort_by_time
-from spikingformer.data.events.aedat31 import (
-    EVENT_BYTES,
-    PACKET_HEADER,
-    POLARITY,
-    RECORD,
-    TIME_OFFSET,
-    decode_records,
-)
+from spikingformer.data.events.aedat31 import END_HEADER, PACKET_HEADER, RECORD, decode_records, packet_header
 
 from .stream import Events
 
@@ -46,19 +39,15 @@ def event_chunks(source: str | Path) -> Iterator[Events]:
 
 def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
     """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError where it is damaged."""
-    _skip_header(file, name)
+    offset = _skip_header(file, name)
     while header := _read(file, PACKET_HEADER.size, name, whole_or_nothing=True):
-        kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)
-        if not 0 < size * max(capacity, 1) <= _LARGEST_PACKET or number > capacity or valid > number:
-            raise EventFileError(
-                name, f"has an impossible packet: {size} bytes an event, capacity {capacity}, number {number}."
-            )
-        body = _read(file, capacity * size, name)
-        if kind != POLARITY or not number:
-            continue
-        if size != EVENT_BYTES or time_offset != TIME_OFFSET:
-            raise EventFileError(name, f"has polarity events of {size} bytes; expected {EVENT_BYTES}.")
-        yield sort_by_time(decode_records(np.frombuffer(body, RECORD, number), overflow, name))
+        packet = packet_header(header, offset, name)
+        if packet.body_bytes > _LARGEST_PACKET:
+            raise EventFileError(name, f"has a packet of {packet.body_bytes} bytes at byte {offset}: too large.")
+        body = _read(file, packet.body_bytes, name)
+        if packet.events:
+            yield sort_by_time(decode_records(np.frombuffer(body, RECORD, packet.events), packet.overflow, name))
+        offset += len(header) + len(body)
 
 
 def looped(events: Events, seconds: float) -> Iterator[Events]:
@@ -77,7 +66,8 @@ def looped(events: Events, seconds: float) -> Iterator[Events]:
         shift += length
 
 
-def _skip_header(file: BinaryIO, name: str) -> None:
+def _skip_header(file: BinaryIO, name: str) -> int:
+    """Reads the text before the packets; returns its length in bytes."""
     line = file.readline(_LONGEST_HEADER_LINE)
     if not line.startswith(b"#!AER-DAT3.1"):
         raise EventFileError(
@@ -85,10 +75,13 @@ def _skip_header(file: BinaryIO, name: str) -> None:
             f"starts with {line[:16]!r}, not with '#!AER-DAT3.1'.",
             "Streams are AEDAT 3.1; AEDAT 2.0 can be given as a file.",
         )
-    while line.rstrip(b"\r\n") != b"#!END-HEADER":
+    length = len(line)
+    while line.rstrip(b"\r\n") != END_HEADER:
         line = file.readline(_LONGEST_HEADER_LINE)
+        length += len(line)
         if not line.startswith(b"#"):
-            raise EventFileError(name, "has no '#!END-HEADER' line.")
+            raise EventFileError(name, f"has no {END_HEADER.decode()!r} line.")
+    return length
 
 
 def _read(file: BinaryIO, count: int, name: str, whole_or_nothing: bool = False) -> bytes:

@@ -1,6 +1,7 @@
 """What every format does first: checks the example, folds BatchNorm and holds the fold to account."""
 
 import contextlib
+import copy
 import mmap
 import os
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def prepare(
     check: bool = True,
     streaming: bool = False,
 ) -> Prepared:
-    """Folds `model` and checks the fold on one sample of `example` in float64.
+    """Folds a copy of `model` and checks the fold on one sample of `example` in float64.
 
     `example`: an input of the model (default: a random one of its own size). Raises ValueError for an input that the
     model does not take, and RuntimeError where the folded model fires other spikes.
@@ -87,11 +88,12 @@ def prepare(
     if not x.isfinite().all():
         raise ValueError("the example holds NaN or infinity: give an input as the model sees it")
     check_weights(model)
-    if is_folded(model):
-        folded, fold = model, None
+    own = copy.deepcopy(model).cpu()  # the caller's stays where, and in the precision, that it is
+    if is_folded(own):
+        folded, fold = own, None
     else:
-        folded = fold_batch_norm(model)
-        fold = check_fold(model.cpu(), x[:1]) if check else None
+        folded = fold_batch_norm(own)
+        fold = check_fold(own, x[:1]) if check else None
     if fold is not None and not fold.exact:
         raise RuntimeError(
             f"folding BatchNorm changed {fold.spikes_different} of {fold.spikes} neuron updates and the logits by "
@@ -103,7 +105,7 @@ def prepare(
     size = (x.shape[-2], x.shape[-1])
     if size != described.preprocessing.size:
         described = replace(described, preprocessing=replace(described.preprocessing, size=size))
-    return Prepared(folded.float().cpu().eval(), x if len(x) > 1 else torch.cat([x, x]), described, fold)
+    return Prepared(folded.float().eval(), x if len(x) > 1 else torch.cat([x, x]), described, fold)
 
 
 def check_weights(model: SpikingTransformer) -> None:

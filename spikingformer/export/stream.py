@@ -59,6 +59,7 @@ class Window:
     probabilities: tuple[float, ...]  # empty where there is no label
     latency_s: float  # from the window's end to its class: the last time step's computation, or the whole window's
     compute_s: float  # all its time steps
+    late_events: int  # dropped since the window before: older than the frame that was being filled
 
     @property
     def real_time_factor(self) -> float:
@@ -147,7 +148,7 @@ def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: St
     numbers = itertools.count()
     starts: list[int] = []
     seconds: list[float] = []
-    events = 0
+    events = reported_late = 0
     for chunk in chunks:
         for frame in cutter.add(chunk):
             if frame is None:  # a long silence: what was collected belongs to no window
@@ -172,7 +173,9 @@ def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: St
                 probabilities=tuple(probabilities.tolist()) if events else (),
                 latency_s=seconds[-1],
                 compute_s=sum(seconds),
+                late_events=cutter.late_events - reported_late,
             )
+            reported_late = cutter.late_events
             starts, seconds, events = [], [], 0
             if not settings.keep_state:
                 runner.restart()

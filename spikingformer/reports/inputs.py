@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import spikingformer.models
+from spikingformer.training.hub_folder import is_hub_folder
 from spikingformer.weights import shipped_weights
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class OpenedModel:
     model: spikingformer.models.SpikingTransformer
     name: str
     info: ModelInfo | None  # of a checkpoint
-    path: Path | None  # of a checkpoint
+    path: Path | None  # of a model file, beside which a run's records may lie; not of a hub folder or shipped weights
     trained: bool
 
 
@@ -42,18 +43,24 @@ def is_checkpoint(target: str) -> bool:
 
 
 def checkpoint_file(target: str) -> Path:
-    """The model file of a run folder (the best one) or the file itself. Raises ValueError where there is none."""
+    """The model file of a run's folder (the best one); a file, or a hub folder, itself.
+
+    Raises ValueError for a folder that is neither.
+    """
     path = Path(target).expanduser()
-    if not path.is_dir():
+    if not path.is_dir() or is_hub_folder(path):
         return path
     for name in ("best.safetensors", "last.safetensors"):
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path}: no best.safetensors or last.safetensors in this folder: is it a run's --output?")
+    raise ValueError(
+        f"{path}: no best.safetensors or last.safetensors in this folder: is it a run's --output, or a hub folder?"
+    )
 
 
 def open_model(target: str, **overrides: Any) -> OpenedModel:
-    """A registered name (random weights; `overrides` for timm.create_model), a model file or a run's folder.
+    """A registered name (random weights; `overrides` for timm.create_model), MODEL.TAG of weights that come with the
+    package, a model file, a run's folder or a hub folder.
 
     Raises ValueError for what is none of them.
     """
@@ -62,7 +69,7 @@ def open_model(target: str, **overrides: Any) -> OpenedModel:
     if is_checkpoint(target):
         path = checkpoint_file(target)
         model, info = load_model(path)
-        return OpenedModel(_ours(model, target), info.name, info, path, trained=True)
+        return OpenedModel(_ours(model, target), info.name, info, path if path.is_file() else None, trained=True)
     torch.manual_seed(0)
     return OpenedModel(_ours(create_model(target, overrides), target).eval(), target, None, None, trained=False)
 
@@ -87,28 +94,61 @@ def random_batches(opened: OpenedModel, samples: int, batch_size: int) -> tuple[
     return batches(), samples
 
 
-def data_settings(opened: OpenedModel, name: str, root: str | None) -> DataSettings:
-    """The recipe's `data` section of a checkpoint, with another name or folder where they are given.
+def checkpoint_data(
+    info: ModelInfo, name: str | None = None, root: str | None = None, image_size: int | None = None
+) -> DataSettings:
+    """The data section to read a checkpoint's test part by: its recipe's (or that of the data set `name`, or in the
+    folder `root`), with the picture size, channels and statistics that the model was made for.
 
-    Raises ValueError where nothing says which data set to use.
+    Raises ValueError where nothing says which data set to use, and for a model that does not take squares.
     """
     from spikingformer.data.settings import DataSettings
 
-    values: dict[str, Any] = {}
-    if opened.info is not None and opened.info.recipe is not None:
-        values = dict(opened.info.recipe["data"])
-    elif not name:
-        raise ValueError(f"{opened.name} does not say which data it was trained on: give --data NAME")
-    config = opened.model.config
-    if name and name != values.get("name"):
-        values = {"name": name, "image_size": config.img_size[0], "channels": config.in_chans,
-                  "root": values.get("root", "data"), "frames": config.time_steps}  # fmt: skip
-        if opened.info is not None and opened.info.kind == "pictures":
-            values |= {"mean": opened.info.mean, "std": opened.info.std, "interpolation": opened.info.interpolation,
-                       "crop_fraction": opened.info.crop_fraction}  # fmt: skip
+    values = dict((info.recipe or {}).get("data", {}))
+    if name and values.get("name") != name:
+        values = {"name": name, "root": values.get("root", "data")}
+    if not values:
+        raise ValueError(f"{info.name} does not say what it was trained on: add --data NAME and --root DIR")
     if root is not None:
         values["root"] = root
+    values |= {"image_size": image_size or _side(info.image_size), "channels": info.channels}
+    values |= {"interpolation": info.interpolation, "crop_fraction": info.crop_fraction}
+    if info.kind == "pictures":
+        values |= {"mean": info.mean, "std": info.std}
+    else:
+        values["frames"] = info.kwargs["time_steps"]
     return DataSettings.model_validate_json(json.dumps(values))
+
+
+def _side(size: tuple[int, int]) -> int:
+    rows, columns = size
+    if rows != columns:
+        raise ValueError(
+            f"this model takes {rows}x{columns} pixels, data sets are read as squares: give files to "
+            "`spikingformer predict`, or a square size where the command has --img-size"
+        )
+    return rows
+
+
+def data_settings(opened: OpenedModel, name: str, root: str | None) -> DataSettings:
+    """The data section for a model: `checkpoint_data`, or what fits a model with random weights.
+
+    Raises ValueError as `checkpoint_data` does.
+    """
+    from spikingformer.data.settings import DataSettings
+
+    if opened.info is not None:
+        return checkpoint_data(opened.info, name, root)
+    if not name:
+        raise ValueError(f"{opened.name} has random weights, trained on nothing: give --data NAME")
+    config = opened.model.config
+    return DataSettings(
+        name=name,
+        root=root or "data",
+        image_size=_side(config.img_size),
+        channels=config.in_chans,
+        frames=config.time_steps,
+    )
 
 
 def open_test_part(

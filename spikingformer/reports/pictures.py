@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from spikingformer.data.events.show import OFF_COLOUR, ON_COLOUR
+
 # an own sequential scale, dark to light: readable on white and on black, and in grey
 _STOPS = (
     (0.0, (13, 20, 48)),
@@ -16,7 +18,6 @@ _STOPS = (
     (0.75, (92, 201, 137)),
     (1.0, (252, 239, 148)),
 )
-OFF_COLOUR, ON_COLOUR = (214, 69, 65), (38, 110, 196)  # events as people draw them, on white
 
 
 def data_uri(image: Image.Image) -> str:
@@ -55,7 +56,7 @@ def picture(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Image
 
 
 def event_frame(x: Tensor, most: float) -> Image.Image:
-    """One frame (2, H, W) of event counts, OFF red and ON blue on white; `most`: count of full colour."""
+    """One frame (2, H, W) of event counts, ON red and OFF blue on white; `most`: count of full colour."""
     strength = (x.detach().float().cpu() / max(most, 1e-12)).clamp(0, 1).sqrt()
     off, on = strength[0][..., None], strength[1][..., None]
     white = torch.tensor([255.0, 255.0, 255.0])

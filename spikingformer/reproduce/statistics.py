@@ -13,11 +13,6 @@ class Interval:
     half_width: float | None
     n: int
 
-    def text(self, digits: int = 2) -> str:
-        if self.half_width is None:
-            return f"{self.value:.{digits}f} (one run)"
-        return f"{self.value:.{digits}f} ± {self.half_width:.{digits}f}"
-
 
 def standard_deviation(values: list[float]) -> float | None:
     """Of the sample (n - 1); None for a single value."""

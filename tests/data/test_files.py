@@ -1,6 +1,7 @@
 """Folders and tars of pictures, the ImageNet archives, checks of a data folder."""
 
 import io
+import pickle
 import tarfile
 
 import numpy as np
@@ -10,12 +11,14 @@ from PIL import Image
 
 from spikingformer.data import imagenet
 from spikingformer.data.checking import check_data
+from spikingformer.data.digits import load_digits
 from spikingformer.data.folder import PictureFiles, UnreadablePicture, decode_picture, part_root
 from spikingformer.data.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, prepare_imagenet
-from spikingformer.data.loading import SampleEvaluation, SampleTraining
-from spikingformer.data.per_sample import evaluation_transform
+from spikingformer.data.loading import PictureSamples, SampleEvaluation, SampleTraining, SeededSamples, Subset
+from spikingformer.data.per_sample import evaluation_transform, training_transform
 from spikingformer.data.sampling import StepPlan
-from spikingformer.data.settings import DataSettings
+from spikingformer.data.settings import AugmentSettings, DataSettings
+from spikingformer.data.shards import ShardPictures, TarPictures
 from spikingformer.data.sources import load_parts
 
 CPU = torch.device("cpu")
@@ -118,6 +121,45 @@ def test_corrupt_picture_stops_and_is_named(tmp_path, workers):
     assert "Traceback" not in str(caught.value)
 
 
+def test_samples_and_transforms_reach_spawned_workers(tmp_path):
+    """They are pickled there: macOS, and Linux from Python 3.14 on."""
+    write_folder(tmp_path)
+    write_shards(tmp_path)
+    (tmp_path / "a.tar").write_bytes(tar_of({f"cat/{i}.jpg": picture(i) for i in range(2)}))
+    augment = AugmentSettings(crop_padding=1, crop_scale=(0.5, 1.0), erase_probability=1.0,
+                              rand_augment="rand-m9-n1-mstd0.4-inc1")  # fmt: skip
+    half = (0.5,) * 3
+    sets = [
+        PictureFiles(tmp_path / "train", 3),
+        TarPictures(tmp_path / "a.tar", 3),
+        ShardPictures(tmp_path, "train-{00000..00001}.tar", 3),
+        Subset(PictureFiles(tmp_path / "train", 3), np.array([4, 5])),
+    ]
+    cases = [(TRANSFORM, samples) for samples in sets]
+    cases += [(training_transform(settings(tmp_path), augment, half, half), samples) for samples in sets]
+    grey = DataSettings(name="digits", image_size=8, channels=1)
+    cases += [(training_transform(grey, AugmentSettings(), (0.5,), (0.5,)), PictureSamples(load_digits("test", 8)))]
+    for transform, samples in cases:
+        seeded = SeededSamples(samples, transform, 3)
+        expected, label = seeded[2, 1]
+        got, got_label = pickle.loads(pickle.dumps(seeded))[2, 1]
+        assert torch.equal(got, expected)
+        assert got_label == label
+
+
+def test_a_model_of_another_shape_gets_pictures_of_its_shape_as_timm_prepares_them():
+    from timm.data import create_transform
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    half = (0.5,) * 3
+    for size in ((8, 24), (24, 8), (16, 16)):
+        theirs = create_transform((3, *size), interpolation="bicubic", mean=half, std=half, crop_pct=0.9)
+        ours = evaluation_transform(size, 3, "bicubic", 0.9, half, half)
+        found = ours(Image.fromarray(pixels))
+        assert found.shape == (3, *size)
+        assert torch.equal(found, theirs(Image.fromarray(pixels)))
+
+
 def test_corrupt_picture_is_skipped_and_counted(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "train/cat/1.jpg").write_bytes(b"no picture")
@@ -182,6 +224,21 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert "cat/1.jpg: not a readable picture" in findings.problems[0]
     assert "1 classes only in the train part, first 'ant'" in findings.problems[1]
     assert not check_data(DataSettings(name="digits", channels=1)).problems
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("gesture", r"`spikingformer data gesture --from DIR --verify` checks that event set"),
+        ("digits_dvs", "digits_dvs is simulated in memory: there is nothing to check"),
+        ("cifar11", "got 'cifar11'"),
+    ],
+)
+def test_check_says_what_it_cannot_check_and_what_it_can(name, advice):
+    with pytest.raises(ValueError, match=advice) as caught:
+        check_data(DataSettings(name=name))
+    assert "expected one of digits, cifar10, cifar100, folder, tar, wds" in str(caught.value)
+    assert "cifar10dvs" not in str(caught.value)
 
 
 def test_part_root_accepts_usual_names(tmp_path):

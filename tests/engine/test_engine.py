@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikingformer.engine import Engine, build_program, int8_reference
-from spikingformer.engine.fixed_point import quantize_neuron, quantize_product, quantize_scale
+from spikingformer.engine.fixed_point import quantize_neuron, quantize_product
 from spikingformer.engine.program import AddBits, Product
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
@@ -144,8 +144,8 @@ def test_refusals():
         Engine(model)(torch.zeros(1, 3, 30, 32))
     with pytest.raises(ValueError, match="v_reset=None"):
         quantize_neuron(LIFConfig(v_reset=None))
-    with pytest.raises(ValueError, match="attention_scale must be a multiple"):
-        quantize_scale(0.1)
+    with pytest.raises(ValueError, match="attention_scale must be a multiple .* got 0.1: use the float engine"):
+        Engine(small(depth=1, attention_scale=0.1)[0], "int8")
     model.reset_classifier(0)
     with pytest.raises(ValueError, match="num_classes=0"):
         build_program(model)

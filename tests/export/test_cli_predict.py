@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spikingformer.cli import main
+from spikingformer.cli.prediction import predict_files
 from spikingformer.data.events import make_events, write_aedat31
 from spikingformer.export import describe, export_int8, export_onnx, export_torch, export_weights
 from spikingformer.native import status
@@ -54,6 +56,19 @@ def test_every_format_predicts_what_the_checkpoint_predicts(tmp_path, picture, c
         export_int8(model, tmp_path / "8.safetensors", metadata=metadata, check=False)
         (row,) = predicted(capsys, tmp_path / "8.safetensors", picture)
         assert len(row["classes"]) == 5
+
+
+def test_a_model_that_is_not_square_is_given_its_rows_and_columns(picture):
+    class Shape(torch.nn.Module):
+        def forward(self, x):
+            self.seen = tuple(x.shape)
+            return torch.zeros(len(x), 5)
+
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
+    model = Shape()
+    assert len(list(predict_files(model, info, [str(picture)], 1, 1))) == 1
+    assert model.seen == (1, 3, 16, 32)
 
 
 @pytest.fixture
@@ -116,6 +131,20 @@ def test_a_whole_recording_for_a_model_of_windows_gets_a_hint(tmp_path, capsys, 
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{tmp_path}/r.aedat: ")
     assert (f"--stream {tmp_path}/r.aedat --window 0.2" in captured.err) is hinted
+
+
+def test_events_that_come_late_are_said_to_be_dropped(event_model, tmp_path, capsys):
+    t = np.arange(0, 900_001, 1000)
+    write_aedat31(tmp_path / "first.aedat", make_events(t % 32, t % 31, t, t % 2))
+    t = np.concatenate([np.arange(7), np.arange(900_001, 1_800_001, 1000)])  # a sensor whose clock jumped back
+    write_aedat31(tmp_path / "second.aedat", make_events(t % 32, t % 31, t, t % 2))
+    _, _, packets = (tmp_path / "second.aedat").read_bytes().partition(b"#!END-HEADER\r\n")
+    both = tmp_path / "both.aedat"
+    both.write_bytes((tmp_path / "first.aedat").read_bytes() + packets)
+    words = [event_model, "--stream", both, "--window", 0.3, "--sensor", 32, 32]
+    assert [r["late_events"] for r in predicted(capsys, *words)] == [0, 0, 0, 7, 0]
+    assert main(["predict", *map(str, words)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; 7 events came late and were dropped")
 
 
 def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):

@@ -3,11 +3,22 @@
 import json
 
 import pytest
+import torch
 
-from spikingformer.export import describe, export_int8, export_nir, export_onnx, export_torch, export_weights
+from spikingformer.export import (
+    describe,
+    export_int8,
+    export_nir,
+    export_onnx,
+    export_torch,
+    export_weights,
+    fold_batch_norm,
+    load_weights,
+)
 from spikingformer.export.metadata import ExportMetadata
 from spikingformer.export.prepare import checked_target
 from spikingformer.export.runtime import load_predictor
+from spikingformer.models import SpikingTransformer
 from spikingformer.native import status
 from spikingformer.training.checkpoint import load_model
 
@@ -40,6 +51,21 @@ def test_a_file_of_another_origin_is_not_overwritten_but_an_export_is(tmp_path, 
     write(model, path, check=False)
     assert checked_target(path, path.suffix) == path
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["normed", "folded"])
+def test_the_callers_model_is_left_as_it_is(tmp_path, model, monkeypatch, folded):
+    moved = []
+    monkeypatch.setattr(SpikingTransformer, "cpu", lambda self: moved.append(self) or self)
+    given = (fold_batch_norm(model) if folded else model).double().train()
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    export_weights(given, tmp_path / "m.safetensors")
+    assert given.training
+    assert given not in moved
+    for name, tensor in given.state_dict().items():
+        assert tensor.dtype == before[name].dtype, name
+        assert torch.equal(tensor, before[name]), name
+    assert next(load_weights(tmp_path / "m.safetensors")[0].parameters()).dtype == torch.float32
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, model, monkeypatch):

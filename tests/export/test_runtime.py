@@ -1,5 +1,7 @@
 """Every format runs behind one interface and gives the logits of the model it came from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +9,7 @@ from safetensors.torch import load_file
 from spikingformer.export import (
     describe,
     export_aot,
+    export_int8,
     export_onnx,
     export_torch,
     export_weights,
@@ -14,6 +17,7 @@ from spikingformer.export import (
     load_weights,
 )
 from spikingformer.export.runtime import StepPredictor
+from spikingformer.native import status
 
 from .conftest import dyadic, exact_model, small_model
 
@@ -90,6 +94,14 @@ def test_wrong_files_say_what_to_do(tmp_path):
         (tmp_path / name).write_bytes(b"not a model")
         with pytest.raises(ValueError, match=message):
             load_predictor(tmp_path / name)
+
+
+def test_an_int8_file_without_kernels_is_refused_in_words(tmp_path, monkeypatch):
+    path = export_int8(small_model("spikformer_4_384"), tmp_path / "8.safetensors", check=False).path
+    missing = replace(status(), available=False, reason="no compiler was there")
+    monkeypatch.setattr("spikingformer.engine.runner.status", lambda: missing)
+    with pytest.raises(ValueError, match="needs the compiled kernels: no compiler was there"):
+        load_predictor(path)
 
 
 def test_a_foreign_file_is_refused(tmp_path):

@@ -102,11 +102,17 @@ def test_silence_gives_empty_frames_and_a_long_one_a_new_start():
     assert cutter.start_us == 9_000_000
 
 
-def test_late_events_are_dropped_and_counted():
-    cutter = FrameCutter(SETTINGS)
-    list(cutter.add(make_events([0, 0], [0, 0], [0, 5000], [1, 1])))
-    list(cutter.add(make_events([0], [0], [100], [1])))
-    assert cutter.late_events == 1
+def test_late_events_are_dropped_and_counted_in_the_window_they_came_in(predictor):
+    t = np.arange(0, 9500, 500)
+    spots = np.zeros_like(t)
+    events = make_events(spots, spots, t, spots)
+    late = make_events([5, 5], [5, 5], [100, 200], [1, 1])
+    pieces = [events[:10], late, events[10:]]  # the second window is under way when they come
+    windows = list(classify_stream(predictor, pieces, SETTINGS))
+    assert [w.late_events for w in windows] == [0, 2, 0]
+    assert [w.probabilities for w in windows] == [
+        w.probabilities for w in classify_stream(predictor, [events], SETTINGS)
+    ]
 
 
 def test_larger_sensors_are_summed_into_the_models_frames():
@@ -160,6 +166,16 @@ def test_damaged_streams_say_where(tmp_path):
         (b"hello", "starts with b'hello', not with '#!AER-DAT3.1'"),
         (data[:40], "has no '#!END-HEADER' line"),
     ):
+        with pytest.raises(EventFileError, match=message):
+            list(aedat31_chunks(io.BytesIO(damaged), "r.aedat"))
+    packet = data.index(b"#!END-HEADER\r\n") + 14
+    for offset, field, message in (
+        (0, b"\x00\x01", "impossible packet at byte .*: type 256"),
+        (12, b"\xff\xff\xff\xff", f"time overflow 4294967295 in the packet at byte {packet}"),
+        (4, b"\x04\x00\x00\x00", "polarity events of 4 bytes with the time at byte 4"),
+        (16, b"\xff\xff\xff\x0f", "a packet of 2147483640 bytes"),
+    ):
+        damaged = data[: packet + offset] + field + data[packet + offset + len(field) :]
         with pytest.raises(EventFileError, match=message):
             list(aedat31_chunks(io.BytesIO(damaged), "r.aedat"))
     with pytest.raises(EventFileError, match="cannot be read"):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,13 @@ import torch
 from torch import nn
 
 from spikingformer.cli import report
+from spikingformer.data.events.show import OFF_COLOUR, ON_COLOUR, colour_frames
+from spikingformer.export import describe
+from spikingformer.export.hub import save_hub_folder
+from spikingformer.export.model_card import CardFacts
+from spikingformer.reports.collect import collect
+from spikingformer.reports.inputs import data_settings, open_model
+from spikingformer.reports.pictures import event_frame
 from spikingformer.reports.samples import choose_samples, view_samples
 from spikingformer.reports.svg import heat_map, line_chart, ticks
 from spikingformer.training.checkpoint import ModelInfo, save_model
@@ -126,6 +134,15 @@ def test_event_clips_are_animated() -> None:
     assert all(len(images) == 3 for _, images in (*view.maps, *view.attention))
 
 
+def test_events_have_the_colours_of_the_recordings_pictures() -> None:
+    frame = torch.zeros(2, 1, 2)
+    frame[1, 0, 0] = frame[0, 0, 1] = 1
+    image = event_frame(frame, 1.0)
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [ON_COLOUR, OFF_COLOUR]
+    shown = colour_frames(frame[None].long().numpy())[0, 0]
+    assert shown.tolist() == [list(ON_COLOUR), list(OFF_COLOUR)]
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"best\.safetensors"):
         command(str(tmp_path))
@@ -134,6 +151,41 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     run = save_run(tmp_path, 1, {"name": "digits", "image_size": 16, "channels": 1}, "pictures")
     with pytest.raises(ValueError, match="did you mean"):
         command(str(run), "--data", "digit")
+
+
+DIGITS = {"name": "digits", "image_size": 16, "channels": 1}
+
+
+def test_a_model_that_is_no_runs_shows_no_runs_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = save_run(tmp_path, 1, DIGITS, "pictures")
+    (run / "run.json").write_text('{"command": "spikingformer train mine.yaml"}')
+    model = timm.create_model("spikingformer_cml_2_256", **SMALL, in_chans=1)
+    save_hub_folder(model, run / "hub", describe(model), CardFacts())
+    monkeypatch.chdir(run)
+    found = {}
+    for target in ("best.safetensors", "spikingformer_cml_4_384.digits", "hub"):
+        data = collect(target, "digits", None, 16, 0, 359, "cpu")
+        found[target] = (len(data.curves), bool(data.trained_on), data.path)
+    assert found == {
+        "best.safetensors": (2, True, "best.safetensors"),
+        "spikingformer_cml_4_384.digits": (0, False, "spikingformer_cml_4_384.digits"),
+        "hub": (0, False, "hub"),
+    }
+
+
+def test_data_are_read_as_the_checkpoint_was_made_for(tmp_path: Path) -> None:
+    opened = open_model(str(save_run(tmp_path, 1, {**DIGITS, "image_size": 8, "root": "elsewhere"}, "pictures")))
+    own, other = data_settings(opened, "", None), data_settings(opened, "folder", "x")
+    assert (own.name, own.root, own.image_size, own.channels) == ("digits", "elsewhere", 16, 1)
+    assert (own.mean, own.std) == ((0.3,), (0.3,))
+    assert (other.name, other.root, other.image_size, other.mean) == ("folder", "x", 16, (0.3,))
+    assert opened.info is not None
+    untold = replace(opened, info=replace(opened.info, recipe=None))
+    with pytest.raises(ValueError, match="does not say what it was trained on: add --data NAME"):
+        data_settings(untold, "", None)
+    wide = replace(opened, info=replace(opened.info, kwargs={**opened.info.kwargs, "img_size": [16, 32]}))
+    with pytest.raises(ValueError, match="takes 16x32 .* data sets are read as squares"):
+        data_settings(wide, "", None)
 
 
 def test_chosen_samples_are_of_many_classes_and_some_wrong() -> None:
@@ -198,7 +250,6 @@ def test_the_browser_test_can_fail(tmp_path: Path) -> None:
 
 
 def test_a_published_runs_log_stands_beside_the_run(page: Path, tmp_path: Path) -> None:
-    from spikingformer.reports.collect import collect
     from spikingformer.reports.page import render
     from spikingformer.reproduce.curves import published_curves_for
 

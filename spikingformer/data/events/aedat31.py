@@ -34,6 +34,15 @@ _KNOWN_TYPES = 256  # event types are small numbers (0 special, 1 polarity, 2 fr
 RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
 
 
+class PacketHeader(NamedTuple):
+    """What counts of a packet's header."""
+
+    events: int  # polarity events; 0 in a packet of another type
+    event_bytes: int
+    body_bytes: int  # after the header; the events come first
+    overflow: int
+
+
 class _Packets(NamedTuple):
     """Polarity packets in file order: where the events start, how many, and the time overflow counter."""
 
@@ -86,42 +95,49 @@ def decode_records(records: NDArray[np.void], overflow: int | NDArray[np.int64],
     return events if valid.all() else events[valid]
 
 
+def packet_header(header: bytes, offset: int, path: str | Path) -> PacketHeader:
+    """The PACKET_HEADER.size bytes at `offset` of a file. Raises EventFileError where no such packet can be."""
+    kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)
+    if kind >= _KNOWN_TYPES or not 0 < size <= 1 << 28 or number > capacity or valid > number:
+        raise EventFileError(
+            path,
+            f"has an impossible packet at byte {offset}: type {kind}, {size} bytes an event, "
+            f"capacity {capacity}, number {number}, valid {valid}.",
+        )
+    if kind != POLARITY:
+        number = 0
+    if number and (size != EVENT_BYTES or time_offset != TIME_OFFSET):
+        raise EventFileError(
+            path,
+            f"has polarity events of {size} bytes with the time at byte {time_offset} "
+            f"(packet at byte {offset}); expected {EVENT_BYTES} and {TIME_OFFSET}.",
+        )
+    if number and overflow >> 31:
+        raise EventFileError(path, f"has the time overflow {overflow} in the packet at byte {offset}.")
+    return PacketHeader(number, size, capacity * size, overflow)
+
+
 def _walk_packets(data: bytes, offset: int, path: str | Path, keep_truncated: bool) -> _Packets:
     packets = _Packets([], [], [])
     total = len(data)
-    unpack = PACKET_HEADER.unpack_from
     while offset < total:
-        if offset + PACKET_HEADER.size > total:
+        start = offset + PACKET_HEADER.size
+        if start > total:
             if keep_truncated:
                 break
             raise EventFileError(path, f"ends inside a packet header at byte {offset} of {total}: it was cut off.")
-        kind, _, size, time_offset, overflow, capacity, number, valid = unpack(data, offset)
-        start = offset + PACKET_HEADER.size
-        if kind >= _KNOWN_TYPES or not 0 < size <= 1 << 28 or number > capacity or valid > number:
-            raise EventFileError(
-                path,
-                f"has an impossible packet at byte {offset}: type {kind}, {size} bytes an event, "
-                f"capacity {capacity}, number {number}, valid {valid}.",
-            )
-        end = start + capacity * size
+        packet = packet_header(data[offset:start], offset, path)
+        events, end = packet.events, start + packet.body_bytes
         if end > total:
             if not keep_truncated:
                 raise EventFileError(
                     path, f"ends at byte {total} inside a packet that should run to byte {end}: it was cut off."
                 )
-            number = min(number, (total - start) // size)
-        if kind == POLARITY and number:
-            if size != EVENT_BYTES or time_offset != TIME_OFFSET:
-                raise EventFileError(
-                    path,
-                    f"has polarity events of {size} bytes with the time at byte {time_offset} "
-                    f"(packet at byte {offset}); expected {EVENT_BYTES} and {TIME_OFFSET}.",
-                )
-            if overflow >> 31:
-                raise EventFileError(path, f"has the time overflow {overflow} in the packet at byte {offset}.")
+            events = min(events, (total - start) // packet.event_bytes)
+        if events:
             packets.starts.append(start)
-            packets.counts.append(number)
-            packets.overflows.append(overflow)
+            packets.counts.append(events)
+            packets.overflows.append(packet.overflow)
         offset = end
     return packets
 

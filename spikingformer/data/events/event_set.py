@@ -28,6 +28,7 @@ class EventFrames(Dataset[tuple[torch.Tensor, int]]):
     class_names  a name a label
     flip_swaps   pairs of labels that a horizontal flip turns into each other
     simulated    True if no camera took the recordings
+    groups       a number a sample; samples of the same number show the same person
     """
 
     def __init__(
@@ -39,13 +40,17 @@ class EventFrames(Dataset[tuple[torch.Tensor, int]]):
         class_names: tuple[str, ...],
         flip_swaps: tuple[tuple[int, int], ...] = (),
         simulated: bool = False,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         self.title, self.class_names = title, class_names
         self.flip_swaps, self.simulated = flip_swaps, simulated
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         self._indices = np.asarray(indices, np.int64)
-        self.labels = torch.from_numpy(np.asarray(labels, np.int64)[self._indices])
+        self._all_labels = np.asarray(labels, np.int64)
+        self._all_groups = np.arange(len(self._all_labels)) if groups is None else groups
+        self.labels = torch.from_numpy(self._all_labels[self._indices])
+        self.groups = self._all_groups[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -73,16 +78,15 @@ class EventFrames(Dataset[tuple[torch.Tensor, int]]):
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> EventFrames:
         """The samples `indices` as a set of their own (same frames on disk)."""
-        everything = np.zeros(int(self._starts[-1]), np.int64)
-        everything[self._indices] = self.labels.numpy()
         return EventFrames(
             self._shards,
             self._indices[np.asarray(indices, np.int64)],
-            everything,
+            self._all_labels,
             self.title,
             self.class_names,
             self.flip_swaps,
             self.simulated,
+            self._all_groups,
         )
 
 
@@ -133,29 +137,54 @@ def load_event_parts(
     path = build_frame_cache(folder, samples, frame_format, root, workers, progress or _say_progress)
     shards, description = open_frame_cache(path)
     labels = np.array(description["labels"], np.int64)
+    names = [sample.group or f"sample {i}" for i, sample in enumerate(samples)]
+    groups = np.unique(names, return_inverse=True)[1]
     simulated = simulated_note(root) is not None
     title = f"{row.title} (simulated)" if simulated else row.title
     parts = []
     for part in ("train", "test"):
         chosen = np.array([i for i, sample in enumerate(samples) if sample.part == part], np.int64)
-        parts.append(EventFrames(shards, chosen, labels, title, row.class_names, row.flip_swaps, simulated))
+        parts.append(EventFrames(shards, chosen, labels, title, row.class_names, row.flip_swaps, simulated, groups))
     return EventParts(*parts)
 
 
 def split_validation(
-    labels: torch.Tensor, fraction: float, seed: int = 0
+    labels: torch.Tensor, fraction: float, seed: int = 0, groups: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (training, validation): the share `fraction` of every class held out, the same for the same seed."""
+    """Indices (training, validation): the share `fraction` of every class held out, the same for the same seed.
+
+    groups  a number a sample; samples of the same number stay together, so more or less may be held out (None: each
+            sample for itself)
+    Raises ValueError for another fraction than between 0 and 1, and where nothing can be held out.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"validation fraction is {fraction}; expected a number between 0 and 1, both left out.")
+    classes = labels.numpy()
+    number = np.arange(len(classes)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    samples_of = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
+    trained = np.bincount(classes)  # samples of each class that are left to train on
+    held_out = np.zeros(len(classes), bool)
+    tried: set[int] = set()
     draw = np.random.default_rng(seed)
-    held_out: list[NDArray[np.int64]] = []
-    for label in range(int(labels.max()) + 1):
-        members = np.flatnonzero(labels.numpy() == label)
+    for label in range(len(trained)):
+        members = np.flatnonzero(classes == label)
         count = math.ceil(len(members) * fraction) if len(members) > 1 else 0
-        held_out.append(draw.permutation(members)[:count])
-    validation = np.sort(np.concatenate(held_out)).astype(np.int64)
-    return np.setdiff1d(np.arange(len(labels)), validation), validation
+        for group in number[draw.permutation(members)].tolist():
+            if len(members) - trained[label] >= count:
+                break
+            if group in tried:
+                continue
+            tried.add(group)
+            taken = np.bincount(classes[samples_of[group]], minlength=len(trained))
+            if taken.sum() == 1 or (trained - taken)[taken > 0].all():  # else a class is left with nothing to train on
+                held_out[samples_of[group]] = True
+                trained -= taken
+    if not held_out.any():
+        raise ValueError(
+            f"no group of recordings can be held out: {len(classes)} samples in {len(samples_of)} groups, and "
+            "training needs samples of every class. Use more recordings, or data.validation_fraction=0."
+        )
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _say_progress(done: int, total: int) -> None:

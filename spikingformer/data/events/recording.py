@@ -15,13 +15,6 @@ from .frames import SplitBy, events_to_frames
 from .nmnist_bin import read_nmnist
 from .simulate import SIMULATED
 
-RECORDING_SUFFIXES = (".aedat", ".bin", ".bs2")
-
-
-def is_recording(path: str | Path) -> bool:
-    """True if the name ends like a recording's: .aedat, .bin, .bs2."""
-    return Path(path).suffix.lower() in RECORDING_SUFFIXES
-
 
 def read_recording(path: str | Path, sensor_size: SensorSize | None = None) -> tuple[NDArray[np.void], SensorSize]:
     """(events, sensor size (height, width)) of an AEDAT 2.0, AEDAT 3.1, N-MNIST .bin or .bs2 file.
@@ -66,8 +59,8 @@ def load_recording_as_frames(
     sensor_size: SensorSize | None = None,
     start_us: int | None = None,
     end_us: int | None = None,
-) -> torch.Tensor:
-    """A recording as model input, [1, T, 2, H, W] float32 counts.
+) -> tuple[torch.Tensor, float]:
+    """A recording as model input, [1, T, 2, H, W] float32 counts; and the seconds from its first to its last event.
 
     frame_size        (H, W) the model was trained with; None: the sensor's
     start_us, end_us  only the events with start_us <= t < end_us (None: from the first, to the last)
@@ -76,7 +69,7 @@ def load_recording_as_frames(
     events, size = read_recording(path, sensor_size)
     events = cut(events, start_us, end_us, path)
     frames = events_to_frames(events, time_steps, split_by, size, frame_size)
-    return torch.from_numpy(frames).float()[None]
+    return torch.from_numpy(frames).float()[None], int(events["t"][-1] - events["t"][0]) / 1e6
 
 
 def cut(events: NDArray[np.void], start_us: int | None, end_us: int | None, path: str | Path) -> NDArray[np.void]:

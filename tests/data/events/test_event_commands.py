@@ -64,8 +64,11 @@ def test_colours_tell_polarity_apart() -> None:
 def test_any_recording_becomes_model_input(tmp_path: Path) -> None:
     write_aedat31(tmp_path / "a.aedat", random_events(1000))
     write_nmnist(tmp_path / "b.bin", random_events(1000, height=34, width=34, span_us=1000))
-    assert load_recording_as_frames(tmp_path / "a.aedat", 5).shape == (1, 5, 2, 128, 128)
-    frames = load_recording_as_frames(tmp_path / "b.bin", 3, frame_size=(32, 32), start_us=0, end_us=500)
+    whole = random_events(1000)
+    frames, seconds = load_recording_as_frames(tmp_path / "a.aedat", 5)
+    assert frames.shape == (1, 5, 2, 128, 128)
+    assert seconds == (whole["t"][-1] - whole["t"][0]) / 1e6
+    frames, _ = load_recording_as_frames(tmp_path / "b.bin", 3, frame_size=(32, 32), start_us=0, end_us=500)
     assert frames.shape == (1, 3, 2, 32, 32)
     assert 0 < frames.sum() < 1000
     assert read_recording(tmp_path / "b.bin")[1] == (34, 34)

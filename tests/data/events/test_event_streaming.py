@@ -54,7 +54,7 @@ def test_streaming_equals_one_call(name: str) -> None:
 @torch.no_grad()
 def test_streaming_a_real_recording(real_events_dir: Path) -> None:
     path = real_events_dir / "dvsgesture" / "slayer_bs2" / "9.bs2"
-    frames = load_recording_as_frames(path, 5, frame_size=(64, 64)).double()
+    frames = load_recording_as_frames(path, 5, frame_size=(64, 64))[0].double()
     model = model_on("spikingformer_cml_2_256", frames)
     state = None
     for step in range(5):
