@@ -18,7 +18,7 @@ from spikingformer.models import SpikingTransformer
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare
+from .prepare import ExportReport, checked_target, prepare, written
 
 KIND = "int8"
 _ONE = 2.0**FRACTION_BITS
@@ -35,7 +35,8 @@ def export_int8(
     """Writes `model` with int8 weights to a safetensors file; `example` checks the fold, and the engine's int8 form.
 
     The report's `logit_difference` is that between the int8 engine and the float model on the example: what rounding
-    does, which `compare_int8` states as accuracy. Raises ValueError for a model that the integer engine cannot run.
+    does, which `compare_int8` states as accuracy. Raises ValueError for a model that the integer
+    engine cannot run; no file is left then.
     """
     target = checked_target(path, ".safetensors")
     prepared = prepare(model, example, metadata, check)
@@ -47,12 +48,13 @@ def export_int8(
             q = quantize_product(step, bits if step.source == "picture" else 0)
             tensors |= {f"{step.name}.weight": q.weight, f"{step.name}.scale": q.scale, f"{step.name}.bias": q.bias}
     described = replace(prepared.metadata, kind=KIND)
-    write_tensors(target, tensors, described.to_strings())
     difference = None
-    if check:
-        with torch.no_grad():
-            expected = prepared.model(prepared.example)
-        difference = float((Engine(load_int8(target)[0], "int8")(prepared.example) - expected).abs().max())
+    with written(target) as temporary:
+        write_tensors(temporary, tensors, described.to_strings())
+        if check:
+            with torch.no_grad():
+                expected = prepared.model(prepared.example)
+            difference = float((Engine(load_int8(temporary)[0], "int8")(prepared.example) - expected).abs().max())
     return replace(prepared, metadata=described).report(target, logit_difference=difference)
 
 

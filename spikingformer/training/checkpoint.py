@@ -104,7 +104,7 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
         )
     try:
         return timm.create_model(name, **kwargs)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # timm's RuntimeError: an unknown tag
         raise ValueError(f"model {name}: {error}") from None
 
 

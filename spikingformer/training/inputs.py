@@ -90,7 +90,7 @@ def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     train, test = load_events(data)
     validation = None
     if data.validation_fraction > 0:
-        kept, held_out = split_validation(train.labels, data.validation_fraction, recipe.seed)
+        kept, held_out = split_validation(train.labels, data.validation_fraction, recipe.seed, train.groups)
         train, validation = train.subset(kept), train.subset(held_out)
     event_augment = EventAugment(
         flip=augment.flip,

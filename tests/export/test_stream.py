@@ -170,7 +170,7 @@ def test_damaged_streams_say_where(tmp_path):
             list(aedat31_chunks(io.BytesIO(damaged), "r.aedat"))
     packet = data.index(b"#!END-HEADER\r\n") + 14
     for offset, field, message in (
-        (0, b"\x00\x01", "impossible packet at byte .*: type 256"),
+        (4, b"\x00\x00\x00\x00", "impossible packet at byte .*: type 1, 0 bytes an event"),
         (12, b"\xff\xff\xff\xff", f"time overflow 4294967295 in the packet at byte {packet}"),
         (4, b"\x04\x00\x00\x00", "polarity events of 4 bytes with the time at byte 4"),
         (16, b"\xff\xff\xff\x0f", "a packet of 2147483640 bytes"),

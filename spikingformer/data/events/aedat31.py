@@ -30,7 +30,6 @@ from .headers import header_lines, split_header
 END_HEADER = b"#!END-HEADER"
 PACKET_HEADER = struct.Struct("<HHIIIIII")
 POLARITY, EVENT_BYTES, TIME_OFFSET = 1, 8, 4
-_KNOWN_TYPES = 256  # event types are small numbers (0 special, 1 polarity, 2 frame, 3 IMU6 ...): others are damage
 RECORD = np.dtype([("data", "<u4"), ("t", "<u4")])
 
 
@@ -79,8 +78,12 @@ def decode_records(records: NDArray[np.void], overflow: int | NDArray[np.int64],
     """The valid events among polarity records, in file order.
 
     overflow  the time overflow of their packets, one for all or one each
-    Raises EventFileError for times with the sign bit set.
+    Raises EventFileError for a valid event's time with the sign bit set.
     """
+    valid = (records["data"] & 1).astype(bool)
+    if not valid.all():
+        records = records[valid]
+        overflow = overflow[valid] if isinstance(overflow, np.ndarray) else overflow
     word, time = records["data"], records["t"]
     if len(time) and int(time.max()) >> 31:
         raise EventFileError(path, f"has the event time {int(time.max())} us; 31 bits are allowed (2147483647).")
@@ -91,14 +94,14 @@ def decode_records(records: NDArray[np.void], overflow: int | NDArray[np.int64],
     events["t"] = time
     if np.any(overflow):
         events["t"] |= np.asarray(overflow, np.int64) << 31
-    valid = (word & 1).astype(bool)
-    return events if valid.all() else events[valid]
+    return events
 
 
 def packet_header(header: bytes, offset: int, path: str | Path) -> PacketHeader:
     """The PACKET_HEADER.size bytes at `offset` of a file. Raises EventFileError where no such packet can be."""
     kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)
-    if kind >= _KNOWN_TYPES or not 0 < size <= 1 << 28 or number > capacity or valid > number:
+    sized = 0 < size <= 1 << 28 or (size == 0 and kind != POLARITY)
+    if not sized or number > capacity or valid > number:
         raise EventFileError(
             path,
             f"has an impossible packet at byte {offset}: type {kind}, {size} bytes an event, "

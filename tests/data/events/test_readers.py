@@ -50,8 +50,9 @@ def test_aedat20_bytes_decode_as_published(tmp_path: Path) -> None:
 
 def test_aedat31_bytes_decode(tmp_path: Path) -> None:
     path = tmp_path / "a.aedat"
-    special = packet31([(1, 1), (3, 2)], kind=0)
-    first = packet31([(word31(3, 7, 1), 50), (word31(4, 8, 0, valid=0), 51), (99, 99)], number=2, valid=1)
+    special = packet31([(1, 1), (3, 2)], kind=0) + packet31([(1, 1)], kind=300) + packet31([], kind=7, size=0)
+    invalid = word31(4, 8, 0, valid=0), 2**31 + 51  # dropped before anything else of it is looked at
+    first = packet31([(word31(3, 7, 1), 50), invalid, (99, 99)], number=2, valid=1)
     late = packet31([(word31(127, 0, 0), 5)], overflow=2)
     path.write_bytes(HEADER31 + special + first + late)
     assert read_aedat31(path).tolist() == [(3, 7, 50, 1), (127, 0, 5 + (2 << 31), 0)]
