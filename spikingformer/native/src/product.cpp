@@ -322,35 +322,46 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
   }
 }
 
-constexpr uint64_t kHashPrime = 0x9E3779B97F4A7C15ull;
+typedef uint32_t HashVector __attribute__((vector_size(SPK_VECTOR_BYTES)));
+constexpr long kHashStreams = 8;  // vectors side by side, so that their products overlap
+constexpr long kHashStride = kHashStreams * SPK_VECTOR_BYTES;
 
-SPK_INLINE uint64_t mixed(uint64_t hash, uint64_t word) {
-  hash = (hash ^ word) * kHashPrime;
-  return hash << 29 | hash >> 35;  // a changed sign moves down, where the next product spreads it
+SPK_INLINE HashVector mixed(HashVector hash, const char* word) {
+  HashVector w;
+  memcpy(&w, word, sizeof w);
+  hash = (hash ^ w) * 0x9E3779B1u;
+  return hash << 13 | hash >> 19;  // a changed sign moves down, where the next product spreads it
 }
 
-// Eight streams of words, so that their products overlap.
+SPK_INLINE uint64_t mixed(uint64_t hash, uint64_t word) {
+  hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
+  return hash << 29 | hash >> 35;
+}
+
+// Each word goes through a chain of its own column: one that changes always changes the hash.
 uint64_t hash_of(const char* p, long bytes) {
-  uint64_t a = 1, b = 2, c = 3, d = 4, e = 5, f = 6, g = 7, h = 8;
-  uint64_t line[8];
-  for (long at = 0; at < bytes; at += 64) {
-    if (bytes - at >= 64) {
-      memcpy(line, p + at, 64);
-    } else {
-      memset(line, 0, 64);
-      memcpy(line, p + at, bytes - at);
+  HashVector a = {}, b = {}, c = {}, d = {}, e = {}, f = {}, g = {}, h = {};
+  char rest[kHashStride];
+  for (long at = 0; at < bytes; at += kHashStride) {
+    const char* from = p + at;
+    if (bytes - at < kHashStride) {
+      memset(rest, 0, kHashStride);
+      memcpy(rest, from, bytes - at);
+      from = rest;
     }
-    a = mixed(a, line[0]), b = mixed(b, line[1]), c = mixed(c, line[2]), d = mixed(d, line[3]);
-    e = mixed(e, line[4]), f = mixed(f, line[5]), g = mixed(g, line[6]), h = mixed(h, line[7]);
+    constexpr long V = SPK_VECTOR_BYTES;
+    a = mixed(a, from), b = mixed(b, from + V), c = mixed(c, from + 2 * V), d = mixed(d, from + 3 * V);
+    e = mixed(e, from + 4 * V), f = mixed(f, from + 5 * V), g = mixed(g, from + 6 * V), h = mixed(h, from + 7 * V);
   }
-  const uint64_t streams[8] = {a, b, c, d, e, f, g, h};
-  uint64_t sum = bytes;
-  for (int i = 0; i < 8; i++) sum = mixed(sum, streams[i]);
+  const HashVector streams[kHashStreams] = {a, b, c, d, e, f, g, h};
+  uint64_t words[kHashStride / 8], sum = bytes;
+  memcpy(words, streams, kHashStride);
+  for (uint64_t word : words) sum = mixed(sum, word);
   return sum;
 }
 
 void fingerprint(const void* const* memory, const int64_t* bytes, long count, uint64_t* result, int threads) {
-  constexpr long kPiece = 1 << 17;
+  constexpr long kPiece = 1 << 17;  // a thread's unit of work
   long pieces = 0;
   for (long i = 0; i < count; i++) pieces += (bytes[i] + kPiece - 1) / kPiece;
   Scratch scratch((pieces + 1) * (sizeof(uint64_t) + sizeof(const char*) + sizeof(int64_t)));
