@@ -2,9 +2,7 @@
 
 import argparse
 
-# What the published CIFAR-100 models differ in from those for CIFAR-10: their heads, and the set's mean and deviation.
-_CIFAR100_HEADS = 8
-_CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+_CIFAR100_HEADS = 8  # of the published models; those for CIFAR-10 have 12
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
     from typing import Any
 
+    from spikingformer.data.cifar import cifar_files
+    from spikingformer.models import SpikingTransformer
     from spikingformer.official import convert_state_dict, described_by, our_name, weights_of
     from spikingformer.training.checkpoint import ModelInfo, create_model, load_weights, save_model, versions
     from spikingformer.training.foreign import read_published
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     asked = {"img_size": args.img_size, "num_heads": args.num_heads, "time_steps": args.time_steps}
     named = create_model(args.model, {})
     cfg: dict[str, Any] = dict(named.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
-    family = args.model.partition("_")[0]
+    if not isinstance(named, SpikingTransformer):
+        raise ValueError(f"--model {args.model}: not a model of ours; `spikingformer models` lists them")
+    family = named.family()
     try:
         sizes = described_by(weights, family)
     except ValueError as error:
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     mean, std = args.mean or cfg["mean"], args.std or cfg["std"]
     if kwargs["num_classes"] == 100 and kwargs["img_size"] == 32:
         kwargs.setdefault("num_heads", _CIFAR100_HEADS)
-        mean, std = args.mean or _CIFAR100_MEAN, args.std or _CIFAR100_STD
+        statistics = cifar_files("cifar100")
+        mean, std = args.mean or statistics.mean, args.std or statistics.std
     model = create_model(args.model, kwargs)
     converted = convert_state_dict(weights, model)
     load_weights(model, converted, source)
@@ -89,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
     heads = model.config.num_heads  # type: ignore[union-attr]
     if args.json:
         written = {"file": str(output), "model": args.model, "kwargs": {**kwargs, "num_heads": heads}}
-        print(json.dumps(written | {"tensors": len(converted), "dropped": dropped}))
+        print(json.dumps(written | {"tensors": len(converted), "dropped": dropped, "mean": info.mean, "std": info.std}))
         return 0
     print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes, {heads} attention heads")
+    print(f"pictures are normalised by mean {info.mean} and deviation {info.std}")
     if other:
         differing = ", ".join(f"{name} {value} (not {getattr(named.config, name)})" for name, value in other.items())
         print(f"its weights have another size than {args.model}: {differing}")

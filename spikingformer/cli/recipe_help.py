@@ -23,14 +23,17 @@ def print_fields(as_json: bool = False) -> int:
     from spikingformer.training.recipe import Recipe
     from spikingformer.training.recipe_text import fields_of, type_name
 
-    found = {}
-    for name, field in fields_of(Recipe).items():
-        required = field.default is PydanticUndefined
-        default = {} if required else {"default": to_jsonable_python(field.default)}
-        found[name] = {"type": type_name(field), "required": required, **default, "meaning": field.description}
-        if not as_json:
-            text = "required" if required else f"default {field.default!r}"
-            print(f"{name}  ({type_name(field)}, {text})\n    {field.description}")
+    fields = fields_of(Recipe)
     if as_json:
+        found = {}
+        for name, field in fields.items():
+            required = field.default is PydanticUndefined
+            found[name] = {"type": type_name(field), "required": required, "meaning": field.description}
+            if not required:
+                found[name]["default"] = to_jsonable_python(field.default)
         print(json.dumps(found))
+        return 0
+    for name, field in fields.items():
+        default = "required" if field.default is PydanticUndefined else f"default {field.default!r}"
+        print(f"{name}  ({type_name(field)}, {default})\n    {field.description}")
     return 0

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.data.events import make_events
     from spikingformer.export.event_source import event_chunks, looped
     from spikingformer.export.runtime import load_predictor
-    from spikingformer.export.stream import classify_stream, settings_for
+    from spikingformer.export.stream import FrameCutter, classify_stream, settings_for
 
     if args.paths or args.samples:
         what = args.paths[0] if args.paths else "--samples"
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
     names = predictor.metadata.class_names
     seconds = computed = 0.0
     slowest = 0.0
-    count = late = 0
-    for window in classify_stream(predictor, chunks, settings):
+    count = 0
+    cutter = FrameCutter(settings)
+    for window in classify_stream(predictor, chunks, settings, cutter):
         count += 1
         seconds += (window.end_us - window.start_us) / 1e6
         computed += window.compute_s
-        late += window.late_events
         slowest = max(slowest, window.latency_s)
         found = None if window.label is None else names[window.label]
         if args.json:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             "longer one, or a shorter --window"
         )
     if not args.json:
+        late = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
-              f"longest latency {slowest * 1e3:.1f} ms"
-              + (f"; {late} events came late and were dropped" if late else ""))  # fmt: skip
+              f"longest latency {slowest * 1e3:.1f} ms{late}")  # fmt: skip
     return 0

@@ -36,7 +36,7 @@ class DataSettings(Settings):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the training part held out, by class, to choose the best epoch; "
+        description="share of the training part held out by class (events: whole people) to choose the best epoch; "
         "0: chosen on the test part, as published",
     )
     unreadable: Literal["stop", "skip"] = Field(

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikingformer.training.checkpoint import ModelInfo
+from spikingformer.training.checkpoint import UNKNOWN_PART, ModelInfo
 
 from .metadata import ExportMetadata
 
 NOT_RECORDED = "not recorded"
-_UNKNOWN_PART = f"On which part is {NOT_RECORDED}."
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class CardFacts:
     source: str = ""  # "trained", or how the weights were made
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: EnergyEstimate | None = None
-    part: str = ""  # what the metrics were counted on
+    part: str = UNKNOWN_PART  # what the metrics were counted on
 
     @classmethod
     def from_run(
@@ -114,9 +113,8 @@ def _results(facts: CardFacts) -> str:
     if not facts.metrics:
         return f"## Accuracy\n\n{NOT_RECORDED.capitalize()}."
     epoch = "" if facts.epoch is None else f", after epoch {facts.epoch + 1}"  # counted as the console does
-    counted = f"Counted on the {facts.part}, which chose the epoch as well." if facts.part else _UNKNOWN_PART
     table = "\n".join(f"| {name} | {value:.4g} |" for name, value in facts.metrics.items())
-    return f"## Accuracy\n\nOne run{epoch}. {counted}\n\n| | |\n|---|---|\n{table}"
+    return f"## Accuracy\n\nOne run{epoch}. Counted on the {facts.part}.\n\n| | |\n|---|---|\n{table}"
 
 
 def _energy(energy: EnergyEstimate | None) -> str:

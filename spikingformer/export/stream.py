@@ -134,17 +134,20 @@ class FrameCutter:
             )
 
 
-def classify_stream(predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings) -> Iterator[Window]:
+def classify_stream(
+    predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings, cutter: FrameCutter | None = None
+) -> Iterator[Window]:
     """Classifies a stream of events, a `Window` as soon as each is complete; the unfinished rest is not classified.
 
-    `predictor`: of a model trained on events. `chunks`: events sorted by time, in pieces of any length.
+    `predictor`: of a model trained on events. `chunks`: events sorted by time, in pieces of any length. `cutter`: of
+    these settings, to read afterwards how many events came late in all, those behind the last window included.
     Memory does not grow with the recording. Raises ValueError for a predictor that takes pictures, and for one that
     takes whole windows where their state should be kept.
     """
     if predictor.metadata.input != "events":
         raise ValueError(f"{predictor.metadata.model} was trained on pictures: give a model trained on event frames")
     runner = _StepByStep(predictor) if isinstance(predictor, StepPredictor) else _WholeWindows(predictor, settings)
-    cutter = FrameCutter(settings)
+    cutter = cutter or FrameCutter(settings)
     numbers = itertools.count()
     starts: list[int] = []
     seconds: list[float] = []

@@ -59,7 +59,8 @@ def _tag(pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None) -> str | N
 
 
 def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
-    """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has.
+    """The variant with a caller's keyword arguments. Raises TypeError for one that no model of ours has,
+    ValueError for a value that it cannot have.
 
     timm's own train.py always passes `drop_rate` and may pass `global_pool`: their only values here are accepted.
     """

@@ -166,7 +166,7 @@ def bn_statistics(
     n = y.numel() // y.shape[2]
     if n * repeats <= 1:
         raise ValueError(f"expected more than one value per channel in training, got y of shape {tuple(y.shape)}")
-    y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    y = channels_last(y)  # type: ignore[assignment]
     mean, variance = torch.empty(2, y.shape[2], dtype=torch.float64)
     kernel("bn_statistics", "ipllppi")(
         STAGE_TYPES[y.dtype], y.data_ptr(), n, y.shape[2], mean.data_ptr(), variance.data_ptr(), threads()

@@ -54,7 +54,7 @@ def collect(
 
     Raises ValueError for a missing file, missing data, or data that does not fit the model.
     """
-    from spikingformer.training.checkpoint import TEST_PART, versions
+    from spikingformer.training.checkpoint import UNKNOWN_PART, versions
     from spikingformer.training.evaluation import evaluate
 
     opened = open_model(target)
@@ -98,7 +98,7 @@ def collect(
         confusion=result.confusion,
         energy=energy_document(facts, "exact", tuple(PRESETS), trained=opened.trained),
         curves=list(_epochs(opened)),
-        curves_part=(opened.info.evaluated_on if opened.info is not None else "") or TEST_PART,
+        curves_part=opened.info.evaluated_on if opened.info is not None else UNKNOWN_PART,
         views=views,
         recipe=opened.info.recipe if opened.info is not None else None,
         versions=versions(),

@@ -18,7 +18,7 @@ from spikingformer.weights import shipped_file
 
 FORMAT = "spikingformer-model-1"
 _KEY = "spikingformer"
-TEST_PART, HELD_OUT = "test part", "held-out training samples"
+TEST_PART, HELD_OUT, UNKNOWN_PART = "test part", "held-out training samples", "part that was not recorded"
 
 
 def choosing_part(validation_fraction: float) -> str:
@@ -53,9 +53,9 @@ class ModelInfo:
 
     @property
     def evaluated_on(self) -> str:
-        """What the metrics were counted on, in words; empty where nothing says."""
+        """What the metrics were counted on, in words."""
         fraction = (self.recipe or {}).get("data", {}).get("validation_fraction")
-        return self.metrics_part or ("" if fraction is None else choosing_part(fraction))
+        return self.metrics_part or (UNKNOWN_PART if fraction is None else choosing_part(fraction))
 
     @property
     def image_size(self) -> tuple[int, int]:

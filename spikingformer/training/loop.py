@@ -220,8 +220,17 @@ class Trainer:
         if float(sum_over_processes(found, self.world)):
             self._stop_on(f"{name or 'a tensor of another process'} is not finite")
 
+    def _gradients_are_finite(self) -> bool:
+        """In every process. Under fp16 the scaler leaves out steps whose gradients are not, and goes on."""
+        if self.scaler.is_enabled():
+            return True
+        finite = [own_share(p.grad).isfinite().all() for p in self.model.parameters() if p.grad is not None]
+        return not float(sum_over_processes((~torch.stack(finite)).any().float(), self.world))
+
     def _what(self, loss: float) -> str:
-        """What is not finite: the loss, or statistics that made it NaN (see nan_unless_finite)."""
+        """What is not finite: a gradient, the loss, or statistics that made it NaN (see nan_unless_finite)."""
+        if math.isfinite(loss):
+            return "a gradient is not finite, though the loss is"
         name = first_nonfinite(self._statistics)
         hidden = "spikes can hide that from the loss; is NaN among the samples?"
         return f"the loss is {loss}" if name is None else f"{name} is not finite ({hidden})"
@@ -245,7 +254,7 @@ class Trainer:
         """One optimiser step; returns whether the run was asked to stop and whether a checkpoint is due.
 
         Raises:
-            NonFiniteLoss: under nonfinite=stop.
+            NonFiniteLoss: under nonfinite=stop, and under step_back where no step back is left.
         """
         p, recipe = self.progress, self.recipe
         torch.manual_seed(derive_seed(recipe.seed, 2, p.epoch, p.step, self.world.rank))
@@ -264,7 +273,7 @@ class Trainer:
             if self.device.type == "cpu":
                 self._check_unseen_loss()
             self._update()
-        elif bool(torch.isfinite(loss)):
+        elif bool(torch.isfinite(loss)) and self._gradients_are_finite():
             self._update()
         elif recipe.nonfinite == "skip":
             p.skipped_steps += 1

@@ -67,5 +67,5 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
     )
     return OutOfMemory(
         f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {resumes}{advice} "
-        "Each of these makes another run: give it another --output."
+        "Another batch, part, size or precision makes another run: give it another --output."
     )

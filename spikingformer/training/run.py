@@ -16,6 +16,7 @@ from spikingformer.training.checkpoint import choosing_part, load_weights, read_
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import Trainer
+from spikingformer.training.nonfinite import first_nonfinite
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
 from spikingformer.training.recipe import Recipe, is_free
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
@@ -117,6 +118,11 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             console.print(warning, style="yellow", markup=False)
         if state is not None:
             _check_same_run(folder, state, recipe)
+            if (name := first_nonfinite(state.tensors)) is not None:  # older versions saved such states
+                raise ValueError(
+                    f"{folder}: its last checkpoint holds NaN or infinity in {name}, so the run cannot go on from it: "
+                    "train anew with another --output"
+                )
         if state is not None and state.progress.finished and (result := _read_result(folder)) is not None:
             console.print(f"{folder}: finished already ({state.progress.epoch} epochs)", markup=False)
             console.print(_summary(result, recipe), markup=False)

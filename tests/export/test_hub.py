@@ -112,7 +112,7 @@ def test_card_states_the_run_and_nothing_else(tmp_path):
     for text in (
         "Trained on cifar10; 5 classes: ant, bee",
         "| top1 | 91.23 |",
-        "One run, after epoch 13. Counted on the test part, which chose the epoch as well.",
+        "One run, after epoch 13. Counted on the test part.",
         "0.1234 mJ a sample, estimated, not measured: preset `exact`",
         "rates of 1000 samples",
         "- torch 9.9",
@@ -120,9 +120,9 @@ def test_card_states_the_run_and_nothing_else(tmp_path):
     ):
         assert text in card
     held_out = CardFacts.from_run(replace(info, recipe={"data": {"name": "cifar10", "validation_fraction": 0.1}}))
-    assert "Counted on the held-out training samples, which" in model_card(describe(model, NAMES), held_out)
+    assert "Counted on the held-out training samples." in model_card(describe(model, NAMES), held_out)
     unknown = CardFacts(metrics={"top1": 50.0})
-    assert "One run. On which part is not recorded." in model_card(describe(model, NAMES), unknown)
+    assert "One run. Counted on the part that was not recorded." in model_card(describe(model, NAMES), unknown)
     bare = model_card(describe(model, NAMES), CardFacts())
     assert "## Accuracy\n\nNot recorded." in bare
     assert "## Energy\n\nNot estimated." in bare

@@ -182,7 +182,7 @@ def test_refusals():
 
 
 def test_the_fingerprint_sees_every_word():
-    """Pairs too, in one stream of the hash: changes of two signs must not undo each other."""
+    """Pairs too, in one column of the hash (128 words apart): changes of two signs must not undo each other."""
     x = torch.randn(200_000)
     before = product_op.fingerprint([x, x[:7]])
     changed = set()
@@ -191,9 +191,9 @@ def test_the_fingerprint_sees_every_word():
         [1],
         [131_071],
         [199_999],
-        [1, 17],
-        [1, 17, 33, 49],
-        [2, 2 + 16 * 999],
+        [1, 129],
+        [1, 129, 257, 385],
+        [2, 2 + 128 * 99],
         list(range(3000, 9000)),
     ):
         y = x.clone()

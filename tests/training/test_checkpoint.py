@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 from spikingformer.official import weights_of
 from spikingformer.training import atomic
-from spikingformer.training.checkpoint import HELD_OUT, TEST_PART, ModelInfo, create_model, load_model, save_model
+from spikingformer.training.checkpoint import (
+    HELD_OUT,
+    TEST_PART,
+    UNKNOWN_PART,
+    ModelInfo,
+    create_model,
+    load_model,
+    save_model,
+)
 from spikingformer.training.foreign import read_published
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
@@ -167,7 +175,7 @@ def test_damaged_published_file_is_named(tmp_path, content):
         (HELD_OUT, {"data": {"validation_fraction": 0.0}}, HELD_OUT),
         (None, {"data": {"validation_fraction": 0.1}}, HELD_OUT),
         (None, {"data": {"validation_fraction": 0.0}}, TEST_PART),
-        (None, None, ""),
+        (None, None, UNKNOWN_PART),
     ],
     ids=["said", "older-held-out", "older-test", "nothing-known"],
 )

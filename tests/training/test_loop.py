@@ -108,6 +108,26 @@ def test_nan_that_spikes_hide_from_the_loss_is_skipped(tmp_path, nan_pixel):
     assert set(counts) == {4}, "BatchNorm's statistics of the skipped step stayed"
 
 
+@pytest.mark.parametrize("policy", ["skip", "step_back"])
+def test_a_gradient_that_is_not_finite(tmp_path, monkeypatch, policy):
+    """The loss is finite, so only the gradients tell."""
+    plain, left = Trainer._loss, {2}
+
+    def loss(self, step, epoch, number):
+        value = plain(self, step, epoch, number)
+        if self.progress.global_step in left:
+            left.clear()
+            next(self.model.parameters()).grad[0, 0, 0, 0] = float("inf")
+        return value
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+    result = train(tiny_recipe(epochs=1, nonfinite=policy, checkpoint__every_steps=1), tmp_path)
+    state = load_state(tmp_path)[0]
+    assert not left
+    assert (result.skipped_steps, state.progress.step_backs) == ((1, 0) if policy == "skip" else (0, 1))
+    assert not not_finite(tmp_path / STATE_FILE)
+
+
 def test_nan_that_spikes_hide_from_the_loss_steps_back(tmp_path, nan_pixel):
     train(tiny_recipe(epochs=1, nonfinite="step_back", checkpoint__every_steps=1), tmp_path)
     assert load_state(tmp_path)[0].progress.step_backs == 1

@@ -17,7 +17,7 @@ from spikingformer.training.loop import StoppedBySignal, Trainer
 from spikingformer.training.recipe import save_recipe
 from spikingformer.training.run import train
 from spikingformer.training.signals import SAVED_AND_LEFT
-from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE, load_state
+from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE, load_state, save_state
 from tests.training.helpers import assert_same_tensors, tiny_recipe
 
 EVERYTHING = {
@@ -193,15 +193,32 @@ def test_resume_with_another_recipe_is_refused(tmp_path):
         train(tiny_recipe(epochs=1, batch_size=120), tmp_path, resume=True)
 
 
-def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path):
+def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path, monkeypatch):
     """And what it does about a loss that is not finite, which a row of the ledger may not."""
-    recipe = tiny_recipe(epochs=1)
-    train(recipe, tmp_path)
+    train(tiny_recipe(epochs=1), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedBySignal):
+            train(tiny_recipe(epochs=1), tmp_path / "parts")
     elsewhere = {"data__root": "elsewhere", "data__cache": "c", "cuda_graph": False, "grad_checkpointing": True}
-    train(tiny_recipe(epochs=1, nonfinite="skip", log__every_steps=3, workers=1, **elsewhere), tmp_path, resume=True)
+    other = tiny_recipe(epochs=1, nonfinite="skip", log__every_steps=3, workers=1, **elsewhere)
+    train(other, tmp_path / "parts", resume=True)
+    assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
     check_overrides(["data.cache=c", "cuda_graph=false", "grad_checkpointing=true", "log.every_steps=3", "workers=1"])
     with pytest.raises(ValueError, match="another run than the row's"):
         check_overrides(["nonfinite=skip"])
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path, monkeypatch):
+    """Older versions saved such states."""
+    stop_at(monkeypatch, 2)
+    with pytest.raises(StoppedBySignal):
+        train(tiny_recipe(epochs=1), tmp_path)
+    state = load_state(tmp_path)[0]
+    state.tensors["model/stem.stages.0.bn.running_var"][1] = float("nan")
+    save_state(tmp_path, state)
+    with pytest.raises(ValueError, match=r"holds NaN or infinity in model/stem\.stages\.0\.bn\.running_var"):
+        train(tiny_recipe(epochs=1), tmp_path, resume=True)
 
 
 def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):

@@ -100,8 +100,8 @@ def decode_records(records: NDArray[np.void], overflow: int | NDArray[np.int64],
 def packet_header(header: bytes, offset: int, path: str | Path) -> PacketHeader:
     """The PACKET_HEADER.size bytes at `offset` of a file. Raises EventFileError where no such packet can be."""
     kind, _, size, time_offset, overflow, capacity, number, valid = PACKET_HEADER.unpack(header)
-    sized = 0 < size <= 1 << 28 or (size == 0 and kind != POLARITY)
-    if not sized or number > capacity or valid > number:
+    sized = 0 < size <= 1 << 28 or (kind != POLARITY and size == capacity == 0)
+    if not sized or number > capacity or valid > number or not any(header):
         raise EventFileError(
             path,
             f"has an impossible packet at byte {offset}: type {kind}, {size} bytes an event, "

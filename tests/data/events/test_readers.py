@@ -128,6 +128,7 @@ ERRORS_31 = {
     "huge capacity": (HEADER31 + packet31([(1, 1)], capacity=2**32 - 1), "was cut off"),
     "number above capacity": (HEADER31 + packet31([(1, 1)], number=2), "impossible packet"),
     "no event size": (HEADER31 + packet31([(1, 1)], size=0), "impossible packet"),
+    "zeros where a crash left them": (HEADER31 + packet31([(word31(1, 1, 1), 1)]) + bytes(56), "impossible packet"),
     "odd event size": (HEADER31 + packet31([(1, 1)], size=4, capacity=2, number=2), "polarity events of 4 bytes"),
     "sign bit in a time": (HEADER31 + packet31([(1, 2**31)]), "31 bits"),
     "pixel off the sensor": (HEADER31 + packet31([(word31(128, 0, 1), 2)]), "outside the 128x128 sensor"),
