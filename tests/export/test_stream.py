@@ -113,6 +113,9 @@ def test_late_events_are_dropped_and_counted_in_the_window_they_came_in(predicto
     assert [w.probabilities for w in windows] == [
         w.probabilities for w in classify_stream(predictor, [events], SETTINGS)
     ]
+    cutter = FrameCutter(SETTINGS)  # late events behind the last window are in no window's count
+    assert sum(w.late_events for w in classify_stream(predictor, [*pieces, late, late], SETTINGS, cutter)) == 2
+    assert cutter.late_events == 6
 
 
 def test_larger_sensors_are_summed_into_the_models_frames():
