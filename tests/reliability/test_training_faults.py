@@ -115,10 +115,7 @@ def test_out_of_memory_names_the_batch_that_fits(plant, tmp_path):
         "out of memory with 256 samples in one part of a step (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
     )
     assert "A part of 32 fits (tried just now): accumulation_steps=8 keeps batch_size=256" in text
-    assert (
-        "precision=bf16 needs less as well. Another batch, part, size or precision makes another run: give it another --output."
-        in text
-    )
+    assert "precision=bf16 needs less as well. Another batch, part, size or precision makes another run" in text
     assert "--resume" not in text, "on the CPU nothing that helps goes on from the checkpoint"
     plant(full_above(40))
     train(recipe("accumulation_steps=8", "evaluation_batch_size=32"), tmp_path / "fits", world=World())
