@@ -29,7 +29,17 @@ def _is_in_memory(x: Tensor) -> bool:
     return plain and not x.is_neg() and not x._is_zerotensor()
 
 
-def past_the_dispatcher(op: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+def _registered(
+    library: torch.library.Library, name: str, run: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op `spikingformer::name`, defined in `library`, with its implementation and its form without data."""
+    library.impl(name, run, "CPU")
+    torch.library.register_fake(f"spikingformer::{name}", fake, lib=library)
+    op: Callable[..., Any] = getattr(torch.ops.spikingformer, name)
+    return op
+
+
+def _past_the_dispatcher(op: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
     """`op`, whose implementation `run` is: a plain call runs it without the dispatcher."""
 
     def call(*args: Any) -> Any:
@@ -39,15 +49,23 @@ def past_the_dispatcher(op: Callable[..., Any], run: Callable[..., Any]) -> Call
     return call
 
 
-def differentiable(
+def register(
+    library: torch.library.Library, name: str, run: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Registers `spikingformer::name`, whose implementation `run` is, without gradients; the op past the dispatcher."""
+    return _past_the_dispatcher(_registered(library, name, run, fake), run)
+
+
+def register_differentiable(
     library: torch.library.Library,
     name: str,
     run: Callable[..., Any],
+    fake: Callable[..., Any],
     setup_context: Callable[[Any, tuple, Any], None],
     gradients: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Registers the gradients of `spikingformer::name`, whose implementation `run` is; the op past the dispatcher."""
-    op = getattr(torch.ops.spikingformer, name)
+    """`register` for an op with gradients."""
+    op = _registered(library, name, run, fake)
     once = once_differentiable(gradients)  # a second derivative would be silently wrong
     torch.library.register_autograd(f"spikingformer::{name}", once, setup_context=setup_context, lib=library)
 
@@ -68,4 +86,4 @@ def differentiable(
         wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
         return Direct.apply(*args) if wanted else run(*args)
 
-    return past_the_dispatcher(op, run_with_gradients)
+    return _past_the_dispatcher(op, run_with_gradients)

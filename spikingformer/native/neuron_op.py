@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .eager import differentiable, past_the_dispatcher
+from .eager import register, register_differentiable
 from .library import kernel, threads
 from .memory import empty_strided
 
@@ -118,8 +118,9 @@ def _like_state(v: Tensor, x: Tensor) -> Tensor:
     return v if same else state.copy_(v)
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def address_of(x: Tensor | None) -> int | None:
+    """Where x's elements lie; None for no tensor, or one without elements."""
+    return None if x is None or x.numel() == 0 else x.data_ptr()
 
 
 op_library = torch.library.Library("spikingformer", "FRAGMENT")
@@ -159,7 +160,7 @@ def _lif_cpu(x: Tensor, v0: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
         start = None if v0 is None else _like_state(v0, x)
         args = neuron_args(x.shape[0], *constants)
         kernel("lif_forward", "piplpppli")(
-            ctypes.byref(args), ELEMENT_TYPES[x.dtype], x.data_ptr(), x.stride(0), _address(start), spikes.data_ptr(),
+            ctypes.byref(args), ELEMENT_TYPES[x.dtype], x.data_ptr(), x.stride(0), address_of(start), spikes.data_ptr(),
             v_last.data_ptr() if want_membrane else None, n, threads(),
         )  # fmt: skip
     return spikes, v_last
@@ -185,8 +186,8 @@ def _lif_backward_cpu(
         grad = like_steps(grad_spikes, x)
         args = neuron_args(x.shape[0], *constants)
         kernel("lif_backward", "piplpppppli")(
-            ctypes.byref(args), ELEMENT_TYPES[x.dtype], x.data_ptr(), x.stride(0), _address(start), grad.data_ptr(),
-            _address(grad_last), grad_x.data_ptr(), grad_v0.data_ptr() if need_grad_v0 else None, n, threads(),
+            ctypes.byref(args), ELEMENT_TYPES[x.dtype], x.data_ptr(), x.stride(0), address_of(start), grad.data_ptr(),
+            address_of(grad_last), grad_x.data_ptr(), grad_v0.data_ptr() if need_grad_v0 else None, n, threads(),
         )  # fmt: skip
     return grad_x, grad_v0
 
@@ -217,12 +218,8 @@ def _backward(ctx, grad_spikes: Tensor | None, grad_v_last: Tensor | None):
     return grad_x, grad_v0 if need_grad_v0 else None, *([None] * (len(ctx.constants) + 1))
 
 
-op_library.impl("lif", _lif_cpu, "CPU")
-op_library.impl("lif_backward", _lif_backward_cpu, "CPU")
-torch.library.register_fake("spikingformer::lif", _lif_fake, lib=op_library)
-torch.library.register_fake("spikingformer::lif_backward", _lif_backward_fake, lib=op_library)
-_lif = differentiable(op_library, "lif", _lif_cpu, _setup_context, _backward)
-_lif_backward = past_the_dispatcher(torch.ops.spikingformer.lif_backward, _lif_backward_cpu)
+_lif = register_differentiable(op_library, "lif", _lif_cpu, _lif_fake, _setup_context, _backward)
+_lif_backward = register(op_library, "lif_backward", _lif_backward_cpu, _lif_backward_fake)
 
 
 def lif(

@@ -10,10 +10,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .eager import differentiable, past_the_dispatcher
+from .eager import register, register_differentiable
 from .library import kernel, threads
 from .memory import empty
-from .neuron_op import NeuronArgs, op_library
+from .neuron_op import NeuronArgs, address_of, op_library
 
 POOL_NUMBERS = {"none": 0, "cml": 1, "sps": 2}
 STAGE_TYPES = {torch.float32: 0, torch.float64: 1}
@@ -42,11 +42,6 @@ def empty_steps(y: Tensor, steps: int, height: int, width: int, dtype: torch.dty
 def fake_empty_steps(y: Tensor, steps: int, height: int, width: int) -> Tensor:
     """`empty_steps` for tensors without data."""
     return y.new_empty(steps, y.shape[1], height, width, y.shape[2]).permute(0, 1, 4, 2, 3)
-
-
-def address_of(x: Tensor | None) -> int | None:
-    """Where x's elements lie; None for no tensor, or one without elements."""
-    return None if x is None or x.numel() == 0 else x.data_ptr()
 
 
 def check_stage_input(y: Tensor) -> None:
@@ -127,24 +122,18 @@ def _norm_backward(ctx, grad):
     return grad_y, None, None, grad_weight, grad_bias, None
 
 
-op_library.impl("batch_norm", _norm_cpu, "CPU")
-op_library.impl("batch_norm_backward", _norm_backward_cpu, "CPU")
-torch.library.register_fake(
-    "spikingformer::batch_norm",
-    lambda y, mean, rstd, weight, bias, batch_statistics: fake_empty_steps(y, y.shape[0], *y.shape[3:]),
-    lib=op_library,
+def _norm_fake(y, mean, rstd, weight, bias, batch_statistics):
+    return fake_empty_steps(y, y.shape[0], *y.shape[3:])
+
+
+def _norm_backward_fake(grad, y, mean, rstd, weight, batch_statistics):
+    return fake_empty_steps(y, y.shape[0], *y.shape[3:]), torch.empty_like(weight), torch.empty_like(weight)
+
+
+_batch_norm = register_differentiable(
+    op_library, "batch_norm", _norm_cpu, _norm_fake, _norm_setup_context, _norm_backward
 )
-torch.library.register_fake(
-    "spikingformer::batch_norm_backward",
-    lambda grad, y, mean, rstd, weight, batch_statistics: (
-        fake_empty_steps(y, y.shape[0], *y.shape[3:]),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-    ),
-    lib=op_library,
-)
-_batch_norm = differentiable(op_library, "batch_norm", _norm_cpu, _norm_setup_context, _norm_backward)
-_batch_norm_backward = past_the_dispatcher(torch.ops.spikingformer.batch_norm_backward, _norm_backward_cpu)
+_batch_norm_backward = register(op_library, "batch_norm_backward", _norm_backward_cpu, _norm_backward_fake)
 
 
 @torch.no_grad()

@@ -10,14 +10,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .eager import differentiable, past_the_dispatcher
+from .eager import register, register_differentiable
 from .library import kernel, threads
-from .neuron_op import NEURON_SCHEMA, NeuronArgs, NeuronConfig, neuron_args, neuron_constants, op_library
+from .neuron_op import NEURON_SCHEMA, NeuronArgs, NeuronConfig, address_of, neuron_args, neuron_constants, op_library
 from .norm_op import (
     POOL_NUMBERS,
     STAGE_TYPES,
     StageArgs,
-    address_of,
     channels_last,
     check_stage_input,
     empty_steps,
@@ -151,12 +150,10 @@ def _backward(ctx, grad_s, grad_current):
     )  # fmt: skip
 
 
-op_library.impl("bn_pool_lif", _forward_cpu, "CPU")
-op_library.impl("bn_pool_lif_backward", _backward_cpu, "CPU")
-torch.library.register_fake("spikingformer::bn_pool_lif", _forward_fake, lib=op_library)
-torch.library.register_fake("spikingformer::bn_pool_lif_backward", _backward_fake, lib=op_library)
-_bn_pool_lif = differentiable(op_library, "bn_pool_lif", _forward_cpu, _setup_context, _backward)
-_bn_pool_lif_backward = past_the_dispatcher(torch.ops.spikingformer.bn_pool_lif_backward, _backward_cpu)
+_bn_pool_lif = register_differentiable(
+    op_library, "bn_pool_lif", _forward_cpu, _forward_fake, _setup_context, _backward
+)
+_bn_pool_lif_backward = register(op_library, "bn_pool_lif_backward", _backward_cpu, _backward_fake)
 
 
 def bn_pool_lif(
