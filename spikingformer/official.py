@@ -97,12 +97,12 @@ def our_name(official: str, family: str) -> str | None:
     raise ValueError(f"{official!r} is no name of a published {family} checkpoint")
 
 
-def described_by(state_dict: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """The arguments of a model that its weights' shapes tell: width, depth, MLP ratio, channels, classes.
+def described_by(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
+    """The arguments of a model that the shapes of its weights tell: width, depth, MLP ratio, channels, classes.
 
     Heads, picture size and time steps are in no shape. Raises ValueError where the weights are not of this family.
     """
-    shapes = {our_name(name, family): tuple(value.shape) for name, value in unwrapped(state_dict).items()}
+    shapes = {our_name(name, family): tuple(value.shape) for name, value in weights.items()}
     needed = ("head.weight", "stem.stages.0.conv.weight", "blocks.0.mlp.fc1.conv.weight")
     if missing := [name for name in needed if len(shapes.get(name, ())) < 2]:
         raise ValueError(f"no {missing[0]} in it: not a published checkpoint of these models")

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
     from typing import Any
 
+    import torch
+
     from spikingformer.data.cifar import cifar_files
     from spikingformer.models import SpikingTransformer
     from spikingformer.official import convert_state_dict, described_by, our_name, weights_of
@@ -47,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
     weights = weights_of(read_published(source), source)
     asked = {"img_size": args.img_size, "num_heads": args.num_heads, "time_steps": args.time_steps}
-    named = create_model(args.model, {})
+    with torch.device("meta"):
+        named = create_model(args.model, {})  # read for its configuration alone
     cfg: dict[str, Any] = dict(named.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
     if not isinstance(named, SpikingTransformer):
         raise ValueError(f"--model {args.model}: not a model of ours; `spikingformer models` lists them")

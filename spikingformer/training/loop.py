@@ -146,6 +146,10 @@ class Trainer:
             NonFiniteLoss: it is not finite; nothing is written.
         """
         self._check_finite()
+        self._write_state()
+
+    def _write_state(self) -> None:
+        """What has been checked to be finite."""
         self.progress.loss_sum = float(self._loss_sum)
         state = self.capture() if self.world.is_first or self.sharded else None
         if state is not None and self.world.is_first:
@@ -391,7 +395,7 @@ class Trainer:
         self._loss_sum.zero_()
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
-        self.save()
+        self._write_state()
         self.reporter.say(epoch_line(values, recipe.total_epochs))
         return evaluation
 
