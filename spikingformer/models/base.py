@@ -4,7 +4,7 @@ T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors ar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,14 @@ class SpikingTransformer(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
         self.time_steps = config.time_steps
         self.in_chans = config.in_chans  # timm reads it
+
+    def set_time_steps(self, time_steps: int) -> None:
+        """T that still pictures are shown for from now on; event frames bring their own. Weights do not depend on it.
+
+        Raises ValueError below 1.
+        """
+        self.config = replace(self.config, time_steps=time_steps)
+        self.time_steps = time_steps
 
     def _finish(self) -> None:
         """Called by a family once stem and blocks stand."""

@@ -44,7 +44,7 @@ from spikingformer.training.parallel import (
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import ProgressBar, Reporter, epoch_line
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_state
-from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_info
+from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_info, time_steps_of
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
 from spikingformer.training.step_graph import StepGraph
@@ -92,10 +92,8 @@ class Trainer:
             raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
         self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
         self.forward: nn.Module = self._wrap(model)
-        whole = world.size == 1 and not (recipe.compile or recipe.sparsity)
-        self._graph = (
-            StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
-        )
+        self._graph: StepGraph | None = None
+        self._graph_time_steps = 0  # T of the steps in it
         self._statistics = running_statistics(model)
         self._last_saved = time.monotonic()
         self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
@@ -103,6 +101,17 @@ class Trainer:
     def _wrap(self, model: nn.Module) -> nn.Module:
         wrapped = model if self.sharded else replicate(model, self.device, self.world)
         return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
+
+    def _new_graph(self) -> StepGraph | None:
+        recipe = self.recipe
+        whole = self.world.size == 1 and not (recipe.compile or recipe.sparsity)
+        wanted = self.device.type == "cuda" and recipe.cuda_graph and whole
+        return StepGraph(self._one_part, self.model) if wanted else None
+
+    def _set_time_steps(self, time_steps: int) -> None:
+        """T of the steps that follow, in a recipe with early epochs of another T."""
+        if self.recipe.schedule.early_epochs:
+            self.model.set_time_steps(time_steps)  # type: ignore[operator]
 
     # --- state ---
 
@@ -339,6 +348,10 @@ class Trainer:
         p = self.progress
         self.model.train()
         epoch, began, waited, samples = p.epoch, time.monotonic(), 0.0, 0
+        time_steps = time_steps_of(self.recipe, epoch)
+        if self._graph_time_steps != time_steps:
+            self._graph, self._graph_time_steps = self._new_graph(), time_steps
+        self._set_time_steps(time_steps)
         steps = iter(self.inputs.train.steps(epoch, p.step))
         while self.progress.step < self.steps_per_epoch:
             asked_at = time.monotonic()
@@ -360,6 +373,7 @@ class Trainer:
                 raise StoppedBySignal
             if due:
                 self.save()
+        self._set_time_steps(self.recipe.model.time_steps)
         seconds = max(time.monotonic() - began, 1e-9)
         self._speed = {"seconds": seconds, "samples_per_second": samples / seconds, "data_wait_share": waited / seconds}
         return True
@@ -368,7 +382,7 @@ class Trainer:
         """Whether the step under way is to be followed by a checkpoint, by steps or by time."""
         settings, p = self.recipe.checkpoint, self.progress
         if settings.every_steps and (p.global_step + 1) % settings.every_steps == 0:
-            return p.step + 1 < self.steps_per_epoch  # an epoch's end saves anyway
+            return p.step + 1 < self.steps_per_epoch  # else the epoch's end sees to it
         return p.step + 1 < self.steps_per_epoch and 0 < settings.every_seconds <= time.monotonic() - self._last_saved
 
     def _end_epoch(self) -> Evaluation | None:
@@ -395,7 +409,10 @@ class Trainer:
         self._loss_sum.zero_()
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
-        self._write_state()
+        settings = recipe.checkpoint
+        by_steps = settings.every_steps and p.global_step % settings.every_steps == 0
+        if last or by_steps or p.epoch % settings.every_epochs == 0:
+            self._write_state()
         self.reporter.say(epoch_line(values, recipe.total_epochs))
         return evaluation
 

@@ -46,6 +46,15 @@ class ScheduleSettings(Settings):
     decay_epochs: int = Field(default=30, ge=1, description="step: epochs between decays")
     decay_rate: float = Field(default=0.1, gt=0, description="step: factor of each decay; poly: the power")
     every_step: bool = Field(default=False, description="change at each optimiser step, not at each epoch")
+    early_epochs: int = Field(
+        default=0,
+        ge=0,
+        description="still pictures: first epochs, part of `epochs`, whose steps run for early_time_steps; evaluation "
+        "runs for model.time_steps always",
+    )
+    early_time_steps: int = Field(
+        default=1, ge=1, description="time steps T in the first early_epochs: fewer are faster"
+    )
 
 
 class EmaSettings(Settings):
@@ -54,6 +63,7 @@ class EmaSettings(Settings):
 
 
 class CheckpointSettings(Settings):
+    every_epochs: int = Field(default=1, ge=1, description="epochs between saved states; the last one always")
     every_steps: int = Field(default=0, ge=0, description="also save after this many steps; 0: at epoch ends only")
     every_seconds: float = Field(default=0.0, ge=0, description="also save after this many seconds; 0: off")
 

@@ -59,11 +59,29 @@ def model_arguments(recipe: Recipe, classes: int, kind: str) -> dict[str, Any]:
     }
 
 
+def time_steps_of(recipe: Recipe, epoch: int) -> int:
+    """T of a training step on still pictures in an epoch, counted from 0."""
+    early = epoch < recipe.schedule.early_epochs
+    return recipe.schedule.early_time_steps if early else recipe.model.time_steps
+
+
+def _check_early_epochs(recipe: Recipe, kind: str) -> None:
+    asked, name = recipe.schedule.early_epochs, f"schedule.early_epochs: got {recipe.schedule.early_epochs}"
+    if asked and kind == "events":
+        raise ValueError(f"{name}, but event frames bring their own time steps: set it to 0")
+    if asked >= recipe.epochs and asked:
+        raise ValueError(f"{name} of {recipe.epochs} epochs: leave some for model.time_steps, or change that instead")
+
+
 def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
     """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
-    number of classes is the same)."""
+    number of classes is the same).
+
+    Raises ValueError where the recipe's early epochs of another T cannot be.
+    """
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, model_arguments(recipe, classes, kind))
+    _check_early_epochs(recipe, kind)
     if recipe.model.initial_checkpoint is not None:
         path = recipe.model.initial_checkpoint
         weights, info = read_model_file(path)

@@ -7,11 +7,12 @@ import torch
 
 from spikingformer.data.loading import MemoryTraining
 from spikingformer.data.mixing import soft_targets
+from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.distributed import World, read_world
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import NonFiniteLoss, Trainer
 from spikingformer.training.run import train
-from spikingformer.training.run_folder import locked
+from spikingformer.training.run_folder import LAST_FILE, METRICS_FILE, has_run, locked
 from spikingformer.training.setup import LearningRate, build_model, build_optimizer, choose_device
 from spikingformer.training.state import (
     STATE_FILE,
@@ -310,3 +311,48 @@ def test_optimiser_goes_on_as_if_never_stopped(tmp_path, name):
     steps(model, optimizer, range(1, 3))
     for one, other in zip(whole.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_early_epochs_train_with_fewer_time_steps_and_evaluate_with_all(tmp_path, monkeypatch):
+    seen = []
+    own = Trainer._one_part
+
+    def watched(self, inputs, targets, weight):
+        seen.append(self.model.time_steps)
+        return own(self, inputs, targets, weight)
+
+    monkeypatch.setattr(Trainer, "_one_part", watched)
+    evaluated = []
+    own_evaluate = Trainer.evaluate
+
+    def watched_evaluation(self, model, loader):
+        evaluated.append(model.time_steps)
+        return own_evaluate(self, model, loader)
+
+    monkeypatch.setattr(Trainer, "evaluate", watched_evaluation)
+    recipe = tiny_recipe(epochs=3, model__time_steps=3, schedule__early_epochs=2, schedule__early_time_steps=1)
+    train(recipe, tmp_path / "run")
+    assert seen == [1] * (2 * len(seen) // 3) + [3] * (len(seen) // 3)
+    assert evaluated == [3, 3, 3]
+    assert read_model_file(tmp_path / "run" / LAST_FILE)[1].kwargs["time_steps"] == 3
+
+
+def test_early_epochs_are_those_of_a_run_with_that_many_time_steps(tmp_path):
+    early = tiny_recipe(epochs=2, schedule__early_epochs=1, schedule__early_time_steps=1, schedule__name="constant")
+    other = tiny_recipe(epochs=1, model__time_steps=1, schedule__name="constant")
+    train(early, tmp_path / "early")
+    train(other, tmp_path / "other")
+
+    def first_loss(folder):
+        lines = map(json.loads, (folder / METRICS_FILE).read_text().splitlines())
+        return next(line for line in lines if line["kind"] == "epoch")["train_loss"]
+
+    assert first_loss(tmp_path / "early") == first_loss(tmp_path / "other")
+
+
+def test_early_epochs_that_cannot_be_are_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"leave some for model\.time_steps"):
+        train(tiny_recipe(schedule__early_epochs=2), tmp_path / "run")
+    assert not has_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="event frames bring their own time steps"):
+        build_model(tiny_recipe(schedule__early_epochs=1), 10, "events")

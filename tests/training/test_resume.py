@@ -32,6 +32,7 @@ EVERYTHING = {
     "label_smoothing": 0.1,
     "schedule__warmup_epochs": 1,
     "schedule__every_step": True,
+    "schedule__early_epochs": 1,
     "accumulation_steps": 2,
     "optimizer__clip_norm": 1.0,
 }
@@ -89,6 +90,36 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, settings, pl
         for run in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
+
+
+def test_states_of_some_epochs_are_enough_to_go_on_after_a_kill(tmp_path, monkeypatch):
+    recipe = tiny_recipe(epochs=5, checkpoint__every_epochs=2)
+    train(recipe, tmp_path / "whole")
+    saved, ends = [], []
+    write, end = Trainer._write_state, Trainer._end_epoch
+
+    def watched(self):
+        saved.append(self.progress.epoch)
+        write(self)
+
+    def killed(self):
+        end(self)
+        ends.append(self.progress.epoch)
+        if len(ends) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_write_state", watched)
+        patch.setattr(Trainer, "_end_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "parts")
+        train(recipe, tmp_path / "parts", resume=True)
+    assert saved == [0, 2, 4, 5]
+    assert ends == [1, 2, 3, 3, 4, 5]
+    for name in ("state", "best", "last"):
+        assert_same_tensors(tmp_path / "whole" / f"{name}.safetensors", tmp_path / "parts" / f"{name}.safetensors")
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [r["epoch"] for r in map(json.loads, lines) if r["kind"] == "epoch"] == [0, 1, 2, 3, 4]
 
 
 def test_seed_changes_the_run(tmp_path):

@@ -49,7 +49,7 @@ def triton_bn_statistics(y, running_mean, running_var, momentum, eps, repeats):
         combine_statistics[(triton.cdiv(tiles.channels, 16),)](
             partial, mean, rstd, running_mean, running_var,
             tiles.rows, tiles.chunk, tiles.chunks, repeats, momentum, eps,
-            tiles.channels, 128, 16, num_warps=4, **OPTIONS,
+            tiles.channels, 512, 16, num_warps=8, **OPTIONS,
         )  # fmt: skip
     return mean, rstd
 
@@ -61,6 +61,11 @@ def _(y, running_mean, running_var, momentum, eps, repeats):
 
 def _after_pool(y: Tensor, pool: str) -> tuple[int, int]:
     return tuple(y.shape[3:]) if pool == "none" else ((y.shape[3] + 1) // 2, (y.shape[4] + 1) // 2)
+
+
+def _live_in_pool(steps: int) -> int:
+    """Of a window's taps more is in flight than of one site: smaller tiles were 10 to 18 % faster at T = 4 (H100)."""
+    return 2 * steps if steps <= 8 else steps
 
 
 def _outputs(y: Tensor, residual: Tensor | None, want_current: bool, pool: str, repeats: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +91,8 @@ def triton_bn_pool_lif(
     y = channels_last(y)
     steps, (height, width) = y.shape[0] * repeats, y.shape[3:]
     s, current = _outputs(y, residual, want_current, pool, repeats)
-    tiles = Tiles.of(s[0].numel() // y.shape[2], y.shape[2], steps, y.element_size())
+    live = steps if pool == "none" else _live_in_pool(steps)
+    tiles = Tiles.of(s[0].numel() // y.shape[2], y.shape[2], live, y.element_size())
     inputs = (y, mean, rstd, weight, bias)
     with on_device(y):
         if pool == "none":
@@ -129,7 +135,7 @@ def _combine(partial: Tensor, tiles: Tiles) -> Tensor:
 def _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constants):
     height, width = y.shape[3:]
     steps, channels = y.shape[0] * repeats, y.shape[2]
-    tiles = Tiles.of(grad_s[0].numel() // channels, channels, 2 * steps, y.element_size())
+    tiles = Tiles.of(grad_s[0].numel() // channels, channels, 2 * _live_in_pool(steps), y.element_size())
     gz = empty_channels_last(y, y.shape[0], grad_s.shape[3:], y.dtype)
     index = empty_channels_last(y, y.shape[0], grad_s.shape[3:], torch.uint8)
     partial = y.new_empty(tiles.chunks, 2, channels, dtype=torch.float32)
@@ -144,7 +150,8 @@ def _backward_through_cml(y, affine, grad_s, batch_statistics, repeats, constant
 
 def _normalisation_backward(y, affine, gz, index, scale, sums):
     sites = y[0].numel() // y.shape[2]
-    tiles = Tiles.of(y.numel() // y.shape[2], y.shape[2], 1, y.element_size())
+    live = 1 if index is None else 8  # up to four windows a site are looked at
+    tiles = Tiles.of(y.numel() // y.shape[2], y.shape[2], live, y.element_size())
     height, width = (1, 1) if index is None else y.shape[3:]  # compiled in: one kernel for all sizes without a pool
     grad_y = empty_channels_last(y, y.shape[0], y.shape[3:], y.dtype)
     normalisation_backward[tiles.grid](
@@ -167,7 +174,7 @@ def _backward_without_cml(
         height, width = 1, 1  # compiled in: one kernel for all sizes
     else:
         index = empty_channels_last(y, steps, grad_s.shape[3:], torch.uint8)
-        tiles = Tiles.of(grad_s[0].numel() // channels, channels, steps, y.element_size())
+        tiles = Tiles.of(grad_s[0].numel() // channels, channels, _live_in_pool(steps), y.element_size())
         fire_pool_forward[tiles.grid](
             y, *affine, None, index, tiles.rows, time_stride(y),
             steps, channels, height, width, constants, tiles.block_rows, tiles.block_channels,

@@ -67,14 +67,15 @@ def combine_statistics(
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channels < C
     total = tl.cast(ROWS, tl.float32)
-    mean = tl.zeros([BLOCK_C], tl.float32)
+    shares = tl.zeros([BLOCK_CHUNKS, BLOCK_C], tl.float32)
     for start in range(0, CHUNKS, BLOCK_CHUNKS):
         chunks = start + tl.arange(0, BLOCK_CHUNKS)
         inside = (chunks < CHUNKS)[:, None] & real[None, :]
         count = tl.maximum(tl.minimum(ROWS - chunks * CHUNK, CHUNK), 0).to(tl.float32)
         means = tl.load(partial_ptr + chunks[:, None] * 2 * C + channels[None, :], mask=inside, other=0.0)
-        mean += tl.sum(means * (count / total)[:, None], 0)
-    squares = tl.zeros([BLOCK_C], tl.float32)
+        shares += means * (count / total)[:, None]
+    mean = tl.sum(shares, 0)
+    deviations = tl.zeros([BLOCK_CHUNKS, BLOCK_C], tl.float32)
     for start in range(0, CHUNKS, BLOCK_CHUNKS):
         chunks = start + tl.arange(0, BLOCK_CHUNKS)
         inside = (chunks < CHUNKS)[:, None] & real[None, :]
@@ -82,7 +83,8 @@ def combine_statistics(
         at = partial_ptr + chunks[:, None] * 2 * C + channels[None, :]
         delta = tl.load(at, mask=inside, other=0.0) - mean[None, :]
         within = tl.load(at + C, mask=inside, other=0.0)
-        squares += tl.sum(tl.where(inside, within + delta * delta * count[:, None], 0.0), 0)
+        deviations += tl.where(inside, within + delta * delta * count[:, None], 0.0)
+    squares = tl.sum(deviations, 0)
     variance = squares / total
     tl.store(mean_ptr + channels, mean, mask=real)
     tl.store(rstd_ptr + channels, tl.div_rn(tl.full([BLOCK_C], 1.0, tl.float32), tl.sqrt_rn(variance + eps)), mask=real)
