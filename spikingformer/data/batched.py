@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from spikingformer.data.rand_augment import affine_sample, parse_rand_augment, rand_augment
 from spikingformer.data.randomness import derive_seed, uniform
 from spikingformer.data.settings import AugmentSettings
+from spikingformer.data.upload import constant, upload
 
 _SHIFT_X, _SHIFT_Y, _FLIP, _AREA, _RATIO, _PLACE_X, _PLACE_Y = range(7)
 _ERASE, _ERASE_AREA, _ERASE_RATIO, _ERASE_X, _ERASE_Y = range(20, 25)
@@ -14,8 +15,7 @@ _ERASE, _ERASE_AREA, _ERASE_RATIO, _ERASE_X, _ERASE_Y = range(20, 25)
 
 def normalise(pictures: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Float pictures (B, C, H, W) in [0, 1], less the mean, over the standard deviation."""
-    offset = torch.tensor(mean, dtype=pictures.dtype, device=pictures.device).view(-1, 1, 1)
-    scale = torch.tensor(std, dtype=pictures.dtype, device=pictures.device).view(-1, 1, 1)
+    offset, scale = (constant(tuple(v), pictures.dtype, pictures.device).view(-1, 1, 1) for v in (mean, std))
     return (pictures - offset) / scale
 
 
@@ -53,7 +53,7 @@ class BatchedAugment:
     def __call__(self, pictures: torch.Tensor, indices: np.ndarray, epoch: int) -> torch.Tensor:
         seed = derive_seed(self.seed, epoch)
         x = resize(pictures.float() / 255, self.size, self.interpolation)
-        fill = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        fill = constant(tuple(self.mean), x.dtype, x.device).view(-1, 1, 1)
         x = self._shift_and_flip(x, indices, seed)
         if self.settings.crop_scale != (1.0, 1.0) or self.settings.crop_ratio != (1.0, 1.0):
             x = self._resized_crop(x, indices, seed, fill)
@@ -76,8 +76,8 @@ class BatchedAugment:
         device = x.device
         sample = torch.arange(len(indices), device=device).view(-1, 1, 1, 1)
         channel = torch.arange(x.shape[1], device=device).view(1, -1, 1, 1)
-        row = torch.from_numpy(rows).to(device)[:, None, :, None]
-        column = torch.from_numpy(columns).to(device)[:, None, None, :]
+        row, column = upload(np.stack([rows, columns]), device)
+        row, column = row[:, None, :, None], column[:, None, None, :]
         return x[sample, channel, row, column]
 
     def _resized_crop(self, x: torch.Tensor, indices: np.ndarray, seed: int, fill: torch.Tensor) -> torch.Tensor:
@@ -107,13 +107,13 @@ class BatchedAugment:
         position = np.arange(size)
         inside_rows = (position >= top[:, None]) & (position < (top + height)[:, None])
         inside_columns = (position >= left[:, None]) & (position < (left + width)[:, None])
-        box = torch.from_numpy(inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(x.device)
+        box = upload(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], x.device)
         noise = torch.stack(
             [
                 torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(derive_seed(seed, int(i))))
                 for i in chosen
             ]
-        ).to(x.device)
-        rows = torch.from_numpy(members).to(x.device)
-        x[rows] = torch.where(box, noise, x[rows])
+        )
+        rows = upload(members, x.device)
+        x[rows] = torch.where(box, upload(noise, x.device), x[rows])
         return x

@@ -15,6 +15,7 @@ from spikingformer.data.per_sample import Transform
 from spikingformer.data.pictures import PictureSet
 from spikingformer.data.randomness import derive_seed, seeded_generators
 from spikingformer.data.sampling import StepPlan, evaluation_batches
+from spikingformer.data.upload import upload
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class MemoryTraining(TrainingLoader):
             parts, samples = self.plan.parts(order, step)
             batches = []
             for part in parts:
-                rows = torch.from_numpy(part).to(self.pictures.device)
+                rows = upload(part, self.pictures.device)
                 batches.append(Batch(self.augment(self.pictures[rows], part, epoch), self.labels[rows]))
             yield Step(batches, samples)
 

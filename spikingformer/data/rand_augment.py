@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from spikingformer.data.randomness import normal, uniform
+from spikingformer.data.upload import constant, upload
 
 _APPLY_PROBABILITY = 0.5  # timm applies each drawn operation with this probability
 _MAX_LEVEL = 10.0
@@ -47,14 +48,15 @@ def parse_rand_augment(text: str) -> RandAugmentSpec:
 
 def affine_sample(pictures: torch.Tensor, matrices: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
     """Samples each picture where its (2, 3) matrix sends the output grid ([-1, 1] coordinates); outside is `fill`."""
-    grid = F.affine_grid(matrices.to(pictures), list(pictures.shape), align_corners=False)
+    matrices = upload(matrices, pictures.device).to(pictures.dtype)
+    grid = F.affine_grid(matrices, list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)  # ITU-R 601
+    weights = constant((0.299, 0.587, 0.114), x.dtype, x.device).view(1, 3, 1, 1)  # ITU-R 601
     return (x * weights).sum(1, keepdim=True)
 
 
@@ -74,14 +76,14 @@ def _equalize(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    kernel = torch.tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=x.dtype, device=x.device) / 13  # PIL's SMOOTH
+    kernel = constant((1, 1, 1, 1, 5, 1, 1, 1, 1), x.dtype, x.device).view(3, 3) / 13  # PIL's SMOOTH
     smooth = x.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
     return _blend(smooth, x, factor)
 
 
 def _shape(value: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(value).to(like).view(-1, 1, 1, 1)
+    return upload(value, like.device).to(like.dtype).view(-1, 1, 1, 1)
 
 
 def _affine(rows: Callable[[np.ndarray, float], list]) -> Callable:
@@ -151,6 +153,6 @@ def rand_augment(
         for number, name in enumerate(names):
             members = np.flatnonzero(applied & (chosen == number))
             if len(members):
-                rows = torch.from_numpy(members).to(pictures.device)
+                rows = upload(members, pictures.device)
                 pictures[rows] = _OPERATIONS[name](pictures[rows], level[members], sign[members], fill)
     return pictures

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spikingformer.data.randomness import derive_seed
+from spikingformer.data.upload import upload
 
 OPERATIONS = ("identity", "shear_x", "translate_x", "translate_y", "rotate", "cutout")
 _DRAWS = 7  # uniform numbers a sample: flip, operation, magnitude, sign, area, box row, box column
@@ -108,7 +109,7 @@ class EventAugment:
         moved = torch.tensor([name not in ("identity", "cutout") for name in names])
         out = frames
         if moved.any():
-            rows = moved.nonzero()[:, 0].to(frames.device)
+            rows = upload(moved.nonzero()[:, 0], frames.device)
             out = frames.index_copy(0, rows, warp_nearest(frames[rows], matrices[moved], shifts[moved]))
         erased = torch.tensor([name == "cutout" for name in names])
         if erased.any():
@@ -117,7 +118,7 @@ class EventAugment:
             side = side.clamp(max=min(height, width) - 1)
             top = (draws[:, 4] * (height - side + 1)).long()
             left = (draws[:, 5] * (width - side + 1)).long()
-            out = out.masked_fill(_boxes(erased, top, left, side, height, width).to(out.device), 0.0)
+            out = out.masked_fill(upload(_boxes(erased, top, left, side, height, width), out.device), 0.0)
         return out
 
 
@@ -129,7 +130,7 @@ def sample_generator(seed: int, epoch: int, sample: int) -> torch.Generator:
 def swap_labels(labels: Tensor, flipped: Tensor, flip_swaps: tuple[tuple[int, int], ...]) -> Tensor:
     """Labels [B] with both of each pair exchanged where `flipped` [B]."""
     out = labels.clone()
-    flipped = flipped.to(labels.device)
+    flipped = upload(flipped, labels.device)
     for a, b in flip_swaps:
         out = torch.where(flipped & (labels == a), b, out)
         out = torch.where(flipped & (labels == b), a, out)
@@ -142,7 +143,7 @@ def random_frames(frames: Tensor, count: int, generator: torch.Generator) -> Ten
     if not 1 <= count <= total:
         raise ValueError(f"got a subset of {count} frames of {total}; expected 1 to {total}.")
     chosen = torch.randperm(total, generator=generator)[:count].sort().values
-    return frames[:, chosen.to(frames.device)]
+    return frames[:, upload(chosen, frames.device)]
 
 
 def warp_nearest(frames: Tensor, matrices: Tensor, shifts: Tensor) -> Tensor:
@@ -158,10 +159,10 @@ def warp_nearest(frames: Tensor, matrices: Tensor, shifts: Tensor) -> Tensor:
     column = (source[..., 0] + (width - 1) / 2).round().long()
     row = (source[..., 1] + (height - 1) / 2).round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = torch.where(inside, row * width + column, 0).to(frames.device)
+    index = upload(torch.where(inside, row * width + column, 0), frames.device)
     flat = frames.reshape(batch, steps * channels, height * width)
     out = flat.gather(2, index[:, None].expand(-1, steps * channels, -1))
-    return (out * inside[:, None].to(frames.device)).reshape(frames.shape)
+    return (out * upload(inside[:, None], frames.device)).reshape(frames.shape)
 
 
 def _boxes(erased: Tensor, top: Tensor, left: Tensor, side: Tensor, height: int, width: int) -> Tensor:
@@ -173,4 +174,4 @@ def _boxes(erased: Tensor, top: Tensor, left: Tensor, side: Tensor, height: int,
 
 
 def _over_batch(flags: Tensor, frames: Tensor) -> Tensor:
-    return flags.to(frames.device).view(-1, 1, 1, 1, 1)
+    return upload(flags, frames.device).view(-1, 1, 1, 1, 1)

@@ -8,6 +8,7 @@ import torch
 
 from spikingformer.data.loading import Batch, EvaluationLoader, Step, TrainingLoader
 from spikingformer.data.sampling import StepPlan, evaluation_batches
+from spikingformer.data.upload import upload
 
 from .augment import EventAugment, sample_generator
 from .event_set import EventFrames
@@ -29,7 +30,7 @@ class EventTraining(TrainingLoader):
             for part in parts:
                 frames, labels = self.data.batch(part)
                 generators = [sample_generator(self.plan.seed, epoch, int(index)) for index in part]
-                frames, labels = self.augment(frames.to(self.device), labels.to(self.device), generators)
+                frames, labels = self.augment(upload(frames, self.device), upload(labels, self.device), generators)
                 batches.append(Batch(frames, labels))
             yield Step(batches, samples)
 
@@ -47,4 +48,4 @@ class EventEvaluation(EvaluationLoader):
     def batches(self) -> Iterator[Batch]:
         for rows in self.index_batches:
             frames, labels = self.data.batch(rows)
-            yield Batch(frames.to(self.device), labels.to(self.device))
+            yield Batch(upload(frames, self.device), upload(labels, self.device))

@@ -71,6 +71,12 @@ def test_training_equals_the_definition(name, device, served):
     assert_equal_to_definition(model.train(), x, served)
 
 
+def test_other_time_steps_than_it_was_made_with(device, served):
+    model, x = tiny("spikingformer_cml_4_384", device, depth=1)
+    model.set_time_steps(1)
+    assert_equal_to_definition(model.train(), x, served)
+
+
 @pytest.mark.parametrize("name", ["spikformer_cml_4_384", "spikingformer_cml_4_384"])
 def test_evaluation_equals_the_definition(name, device, served):
     model, x = tiny(name, device, depth=1)
