@@ -18,8 +18,9 @@ def own_curves(results: Path, table: str) -> dict[str, Curve]:
     for row in rows:
         found = read_row(results, row.id)
         for run in found.runs if found is not None else ():
-            if len(run.curve) == run.epochs:  # evaluated after every epoch
-                curves[f"{row.id}, seed {run.seed}"] = dict(enumerate(run.curve))
+            epochs = run.curve_epochs or range(run.epochs)
+            if len(run.curve) == len(epochs):
+                curves[f"{row.id}, seed {run.seed}"] = dict(zip(epochs, run.curve, strict=True))
     return curves
 
 

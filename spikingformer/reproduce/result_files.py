@@ -15,7 +15,8 @@ RUNS_SCHEMA, STUDY_SCHEMA = "spikingformer-runs/1", "spikingformer-study/1"
 class RunRecord:
     """One training run. top1: percent on the part that chose the best epoch; epochs are counted from 0.
 
-    hours: training and evaluation, all legs together. curve: top1 after each evaluated epoch.
+    hours: training and evaluation, all legs together. curve: top1 after each evaluated epoch,
+    curve_epochs: these epochs; None: every one, or, with fewer values than epochs, not recorded.
     energy: mJ a sample and mean rates on the test part, by `spikingformer.energy`; None: not counted.
     recipe_sha256: of the recipe file's bytes. resolved_recipe: every field that the run followed, overrides and
     defaults included, but those that say where and how it was computed (data.root, device, workers, ...). Both None in
@@ -35,6 +36,7 @@ class RunRecord:
     energy: dict[str, Any] | None = None
     recipe_sha256: str | None = None
     resolved_recipe: dict[str, Any] | None = None
+    curve_epochs: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def read_row(folder: Path, row: str) -> RowResult | None:
     values = _read(path, RUNS_SCHEMA)
     try:
         runs = [
-            RunRecord(**{**r, "curve": tuple(r["curve"]), "overrides": tuple(r["overrides"])}) for r in values["runs"]
+            RunRecord(**dict((name, tuple(v) if isinstance(v, list) else v) for name, v in r.items()))
+            for r in values["runs"]
         ]
         return RowResult(values["row"], values["recipe"], tuple(runs))
     except (KeyError, TypeError) as error:

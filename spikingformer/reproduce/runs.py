@@ -111,6 +111,7 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
         energy=count_energy(folder / BEST_FILE, recipe) if energy else None,
         recipe_sha256=hashlib.sha256(find_recipe(recipe_file).read_bytes()).hexdigest(),
         resolved_recipe=followed,
+        curve_epochs=tuple(r["epoch"] for r in evaluated),
     )
 
 

@@ -1,5 +1,6 @@
 """Learning curves of the released logs stand beside ours, in the page and in its figure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_run_of_ours_stands_below_the_logs_of_its_data(tmp_path):
     assert own_curves(tmp_path, "cifar10") == {f"{ROW}, seed 7": {0: 94.0, 1: 96.0}}
     assert own_curves(tmp_path, "cifar100") == {}
     assert cells(curves_section(tmp_path), f"{ROW}, seed 7")[1:] == ["ours", "", "", "", "", "", "96.00", "2"]
+
+
+def test_a_run_evaluated_now_and_then_stands_at_its_epochs(tmp_path):
+    rare = replace(record(7, 96.0), epochs=20, curve=(90.0, 96.0), curve_epochs=(9, 19))
+    write_row(tmp_path, RowResult(ROW, "recipe").with_run(rare))
+    assert own_curves(tmp_path, "cifar10") == {f"{ROW}, seed 7": {9: 90.0, 19: 96.0}}
+    write_row(tmp_path, RowResult(ROW, "recipe").with_run(replace(rare, curve_epochs=None)))
+    assert own_curves(tmp_path, "cifar10") == {}  # an older record does not say where
 
 
 def test_the_run_on_two_cores_is_there():
