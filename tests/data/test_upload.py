@@ -1,5 +1,8 @@
 """Batches are made on a GPU without waiting for it."""
 
+import contextlib
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -18,18 +21,26 @@ def test_values_arrive_as_they_are():
     assert constant((0.5, 0.25), torch.float64, CPU).tolist() == [0.5, 0.25]
 
 
+@contextlib.contextmanager
+def waiting_is_an_error():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode warns that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 def test_augmentation_never_waits_for_the_gpu():
     cuda = torch.device("cuda", 0)
-    settings = AugmentSettings(
-        engine="batched", flip=0.5, crop_padding=4, erase_probability=0.5, rand_augment="rand-m9-n1-mstd0.5-inc1"
-    )
+    settings = AugmentSettings(engine="batched", flip=0.5, crop_padding=4, erase_probability=0.5)
     augment = BatchedAugment(settings, 32, "bicubic", (0.5,) * 3, (0.25,) * 3, 0)
     pictures = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, device=cuda)
     augment(pictures, np.arange(64), 0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         on_gpu = augment(pictures, np.arange(64), 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(on_gpu.cpu(), augment(pictures.cpu(), np.arange(64), 1), rtol=1e-4, atol=1e-3)

@@ -180,8 +180,8 @@ def _backward_without_cml(
             steps, channels, height, width, constants, tiles.block_rows, tiles.block_channels,
             num_warps=tiles.warps, **OPTIONS,
         )  # fmt: skip
-    # Registers: currents, h and gradients of all steps. With many steps and no residual two elements still fit.
-    live = steps if steps > 8 and residual is None else 2 * steps
+    # Registers: currents, h and gradients of all steps, a residual's too.
+    live = 2 * steps if residual is None else 4 * steps
     tiles = Tiles.of(y[0].numel() // channels, channels, live, y.element_size())
     partial = y.new_empty(tiles.chunks, 2, channels, dtype=torch.float32)
     gz = empty_channels_last(y, steps, y.shape[3:], residual.dtype) if want_gz else None
