@@ -5,7 +5,7 @@ import argparse
 from spikingformer.cli import stream
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-DEFAULT_MODEL = "spikingformer_cml_4_384.cifar10"
+DEFAULT_MODEL = "spikingformer_cml_4_384.cifar10_minutes"
 RECORDINGS = (".aedat", ".bin", ".bs2")
 
 

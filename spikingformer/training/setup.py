@@ -70,7 +70,10 @@ def _check_early_epochs(recipe: Recipe, kind: str) -> None:
     if asked and kind == "events":
         raise ValueError(f"{name}, but event frames bring their own time steps: set it to 0")
     if asked >= recipe.epochs and asked:
-        raise ValueError(f"{name} of {recipe.epochs} epochs: leave some for model.time_steps, or change that instead")
+        raise ValueError(
+            f"{name} of {recipe.epochs} epochs: leave some for all {recipe.model.time_steps} time steps (a lower "
+            "schedule.early_epochs, or 0), or set model.time_steps itself"
+        )
 
 
 def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:

@@ -27,11 +27,12 @@ def test_it_takes_the_published_passes_and_model_and_claims_nothing():
     assert "not run: needs a GPU" in find_recipe(OURS).read_text()
 
 
-def test_two_steps_at_a_small_size(monkeypatch, tmp_path):
+def test_two_steps_with_one_time_step_and_two_with_more_at_a_small_size(monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "load_cifar", few_pictures)
     small = [
         "model.embed_dim=16", "model.depth=1",
-        "model.num_heads=2", "model.time_steps=1", "epochs=1", "schedule.warmup_epochs=0", "batch_size=10",
+        "model.num_heads=2", "model.time_steps=2", "epochs=2", "schedule.warmup_epochs=0", "schedule.early_epochs=1",
+        "batch_size=10",
         "evaluation_batch_size=10", "device=cpu", "threads=1", "log.tensorboard=false", "log.every_steps=1",
     ]  # fmt: skip
     before = torch.get_num_threads()
@@ -40,5 +41,5 @@ def test_two_steps_at_a_small_size(monkeypatch, tmp_path):
     finally:
         torch.set_num_threads(before)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert sum('"kind": "step"' in line for line in lines) == 2
+    assert sum('"kind": "step"' in line for line in lines) == 4
     assert 0 <= result.best_top1 <= 100
