@@ -1,6 +1,7 @@
 """Learning curves: those of the released training logs, and ours beside them. Epochs are counted from 0."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 from spikingformer.reproduce.ledger import Row, all_tables, published_curves, published_tables
@@ -62,7 +63,8 @@ def curves_section(results: Path) -> str:
 def _line(name: str, whose: str, curve: Curve) -> str:
     after = " | ".join(f"{curve[n - 1]:.2f}" if n - 1 in curve else "" for n in _AFTER)
     first, last = min(curve), max(curve)
-    epochs = f"{last + 1}" if first == 0 else f"{first} to {last}"
+    from_the_start = first == 0 or first + 1 == min((b - a for a, b in pairwise(sorted(curve))), default=0)
+    epochs = f"{last + 1}" if from_the_start else f"{first} to {last}"
     return f"| `{name}` | {whose} | {after} | {max(curve.values()):.2f} | {epochs} |"
 
 

@@ -40,6 +40,7 @@ def test_a_run_evaluated_now_and_then_stands_at_its_epochs(tmp_path):
     rare = replace(record(7, 96.0), epochs=20, curve=(90.0, 96.0), curve_epochs=(9, 19))
     write_row(tmp_path, RowResult(ROW, "recipe").with_run(rare))
     assert own_curves(tmp_path, "cifar10") == {f"{ROW}, seed 7": {9: 90.0, 19: 96.0}}
+    assert cells(curves_section(tmp_path), f"{ROW}, seed 7")[1:] == ["ours", "90.00", "", "", "", "", "96.00", "20"]
     write_row(tmp_path, RowResult(ROW, "recipe").with_run(replace(rare, curve_epochs=None)))
     assert own_curves(tmp_path, "cifar10") == {}  # an older record does not say where
 
