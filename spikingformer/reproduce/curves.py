@@ -81,8 +81,12 @@ def write_curves_figure(results: Path, images: Path) -> Path:
         for row, curve in curves.items():
             if row.split("/")[0] == table.name:
                 axis.plot(list(curve), list(curve.values()), linewidth=0.8, label=f"{row.split('/')[1]}, log")
+        colours: dict[str, str] = {}  # one a row, whatever its seeds
         for name, curve in own_curves(results, table.name).items():
-            axis.plot(list(curve), list(curve.values()), ".-", linewidth=2.2, label=f"ours: {name}")
+            row = name.partition(", seed")[0]
+            label = f"_{name}" if row in colours else f"ours: {row}"  # "_": not in the legend
+            colour = colours.setdefault(row, f"C{len(colours) + 2}")
+            axis.plot(list(curve), list(curve.values()), ".-", linewidth=1.8, color=colour, label=label)
         axis.set(title=table.title, xlabel="epoch", ylabel="top-1, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6, loc="lower right")

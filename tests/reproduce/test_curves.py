@@ -71,4 +71,6 @@ def test_the_figure_has_a_line_for_each_curve(tmp_path, monkeypatch):
     path = write_curves_figure(RESULTS, tmp_path)
     assert path.stat().st_size > 20_000
     assert sum(label.endswith(", log") for label in drawn) == len(published_curves())
-    assert "ours: small/cifar10, seed 0" in drawn
+    assert drawn.count("ours: small/cifar10") == 1
+    assert drawn.count("ours: orders-cifar10/spikformer_cml") == 1
+    assert "_orders-cifar10/spikformer_cml, seed 2" in drawn
