@@ -99,9 +99,9 @@ class MemoryEvaluation(EvaluationLoader):
 
         for rows in self.index_batches:
             chosen = torch.from_numpy(rows)
-            x = resize(self.data.pictures[chosen].to(self.device).float() / 255, self.resized, self.interpolation)
+            x = resize(upload(self.data.pictures[chosen], self.device).float() / 255, self.resized, self.interpolation)
             x = center_crop(x, [self.size, self.size])
-            yield Batch(normalise(x, self.data.mean, self.data.std), self.data.labels[chosen].to(self.device))
+            yield Batch(normalise(x, self.data.mean, self.data.std), upload(self.data.labels[chosen], self.device))
 
 
 class Samples(Protocol):

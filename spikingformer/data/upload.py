@@ -18,7 +18,12 @@ def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Ten
     return host.to(device)
 
 
-@lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The numbers (n,) on `device`, made once; not to be changed."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    """The numbers (n,) on `device`; for a GPU made once. Not to be changed in place."""
+    return _kept(values, dtype, device) if device.type == "cuda" else torch.tensor(values, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # whoever asks first: others may need its gradients
+        return torch.tensor(values, dtype=dtype, device=device)

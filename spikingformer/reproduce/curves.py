@@ -1,7 +1,6 @@
 """Learning curves: those of the released training logs, and ours beside them. Epochs are counted from 0."""
 
 import math
-from itertools import pairwise
 from pathlib import Path
 
 from spikingformer.reproduce.ledger import Row, all_tables, published_curves, published_tables
@@ -63,8 +62,7 @@ def curves_section(results: Path) -> str:
 def _line(name: str, whose: str, curve: Curve) -> str:
     after = " | ".join(f"{curve[n - 1]:.2f}" if n - 1 in curve else "" for n in _AFTER)
     first, last = min(curve), max(curve)
-    from_the_start = first == 0 or first + 1 == min((b - a for a, b in pairwise(sorted(curve))), default=0)
-    epochs = f"{last + 1}" if from_the_start else f"{first} to {last}"
+    epochs = f"{last + 1}" if whose == "ours" or first == 0 else f"{first} to {last}"
     return f"| `{name}` | {whose} | {after} | {max(curve.values()):.2f} | {epochs} |"
 
 
@@ -85,8 +83,8 @@ def write_curves_figure(results: Path, images: Path) -> Path:
         for name, curve in own_curves(results, table.name).items():
             row = name.partition(", seed")[0]
             label = f"_{name}" if row in colours else f"ours: {row}"  # "_": not in the legend
-            colour = colours.setdefault(row, f"C{len(colours) + 2}")
-            axis.plot(list(curve), list(curve.values()), ".-", linewidth=1.8, color=colour, label=label)
+            colours.setdefault(row, f"C{len(axis.lines)}")
+            axis.plot(list(curve), list(curve.values()), ".-", linewidth=1.8, color=colours[row], label=label)
         axis.set(title=table.title, xlabel="epoch", ylabel="top-1, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6, loc="lower right")

@@ -34,18 +34,19 @@ def _processor() -> str:
 def describe_machine() -> dict[str, Any]:
     """Processor, its instruction set, cores, GPU, versions, commit (and whether the package differed from it), time.
 
-    A copy of the source without its history is told its commit by SPIKINGFORMER_COMMIT.
+    A copy of the source without its history is told its commit by SPIKINGFORMER_COMMIT, with a + behind it where the
+    copy differs from that commit.
     """
-    told = os.environ.get("SPIKINGFORMER_COMMIT")
+    told = os.environ.get("SPIKINGFORMER_COMMIT", "")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE)) if not told else ""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _processor(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
-        "commit": told or _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": not told
-        and bool(_git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))),
+        "commit": told.removesuffix("+") or _git("rev-parse", "--short", "HEAD"),
+        "uncommitted_changes": bool(changed) or told.endswith("+"),
     }
 
 

@@ -15,8 +15,9 @@ RUNS_SCHEMA, STUDY_SCHEMA = "spikingformer-runs/1", "spikingformer-study/1"
 class RunRecord:
     """One training run. top1: percent on the part that chose the best epoch; epochs are counted from 0.
 
-    hours: training and evaluation, all legs together. curve: top1 after each evaluated epoch,
-    curve_epochs: these epochs; None: every one, or, with fewer values than epochs, not recorded.
+    hours: of training steps, all legs together, without evaluation. samples_per_second: of training, median over the
+    epochs with all of the model's time steps. curve: top1 after each evaluated epoch. curve_epochs: these epochs; None:
+    every one, or, with fewer values than epochs, not recorded.
     energy: mJ a sample and mean rates on the test part, by `spikingformer.energy`; None: not counted.
     recipe_sha256: of the recipe file's bytes. resolved_recipe: every field that the run followed, overrides and
     defaults included, but those that say where and how it was computed (data.root, device, workers, ...). Both None in

@@ -96,6 +96,7 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
             "give another --output to train anew"
         )
     evaluated = [r for r in records if "top1" in r]
+    early = recipe.schedule.early_epochs
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
     return RunRecord(
         seed=recipe.seed,
@@ -104,7 +105,7 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
         last_top1=curve[-1],
         epochs=len(records),
         hours=sum(r["seconds"] for r in records) / 3600,
-        samples_per_second=statistics.median(r["samples_per_second"] for r in records),
+        samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early),
         curve=tuple(round(v, 4) for v in curve),
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
         machine=describe_machine(),

@@ -92,8 +92,11 @@ class Trainer:
             raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
         self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
         self.forward: nn.Module = self._wrap(model)
-        self._graph: StepGraph | None = None
-        self._graph_time_steps = 0  # T of the steps in it
+        whole = world.size == 1 and not (recipe.compile or recipe.sparsity)
+        self._graph = (
+            StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
+        )
+        self._rehearsed = device.type != "cuda" or not recipe.schedule.early_epochs
         self._statistics = running_statistics(model)
         self._last_saved = time.monotonic()
         self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
@@ -102,15 +105,9 @@ class Trainer:
         wrapped = model if self.sharded else replicate(model, self.device, self.world)
         return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
 
-    def _new_graph(self) -> StepGraph | None:
-        recipe = self.recipe
-        whole = self.world.size == 1 and not (recipe.compile or recipe.sparsity)
-        wanted = self.device.type == "cuda" and recipe.cuda_graph and whole
-        return StepGraph(self._one_part, self.model) if wanted else None
-
-    def _set_time_steps(self, time_steps: int) -> None:
-        """T of the steps that follow, in a recipe with early epochs of another T."""
-        if self.recipe.schedule.early_epochs:
+    def set_time_steps(self, time_steps: int) -> None:
+        """T of what follows, in a recipe with early epochs of another T."""
+        if self.recipe.schedule.early_epochs and self.model.time_steps != time_steps:
             self.model.set_time_steps(time_steps)  # type: ignore[operator]
 
     # --- state ---
@@ -270,6 +267,7 @@ class Trainer:
             NonFiniteLoss: under nonfinite=stop, and under step_back where no step back is left.
         """
         p, recipe = self.progress, self.recipe
+        self.set_time_steps(time_steps_of(recipe, p.epoch))
         torch.manual_seed(derive_seed(recipe.seed, 2, p.epoch, p.step, self.world.rank))
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -299,6 +297,22 @@ class Trainer:
         p.unreadable += unreadable
         self._count(step, counted)
         return asked, due
+
+    def rehearse(self, step: Step) -> None:
+        """A step with all time steps whose effects are taken back: if memory does not hold it, early epochs are no use.
+
+        Raises OutOfMemory.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self.set_time_steps(self.recipe.model.time_steps)
+        try:
+            self._loss(step, self.progress.epoch, self.progress.step)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self, step, error) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, old in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(old)
+        self._rehearsed = True
 
     def _count(self, step: Step, loss: torch.Tensor | None) -> None:
         """Moves the position on; a step that was skipped has no loss."""
@@ -348,15 +362,13 @@ class Trainer:
         p = self.progress
         self.model.train()
         epoch, began, waited, samples = p.epoch, time.monotonic(), 0.0, 0
-        time_steps = time_steps_of(self.recipe, epoch)
-        if self._graph_time_steps != time_steps:
-            self._graph, self._graph_time_steps = self._new_graph(), time_steps
-        self._set_time_steps(time_steps)
         steps = iter(self.inputs.train.steps(epoch, p.step))
         while self.progress.step < self.steps_per_epoch:
             asked_at = time.monotonic()
             step = next(steps)
             waited += time.monotonic() - asked_at
+            if not self._rehearsed:
+                self.rehearse(step)
             expected = self.progress.step + 1
             asked, due = self.train_step(step)
             if self.progress.epoch != epoch or self.progress.step != expected:
@@ -373,17 +385,30 @@ class Trainer:
                 raise StoppedBySignal
             if due:
                 self.save()
-        self._set_time_steps(self.recipe.model.time_steps)
+        self.set_time_steps(self.recipe.model.time_steps)
         seconds = max(time.monotonic() - began, 1e-9)
         self._speed = {"seconds": seconds, "samples_per_second": samples / seconds, "data_wait_share": waited / seconds}
         return True
 
+    def _time_is_up(self) -> bool:
+        return 0 < self.recipe.checkpoint.every_seconds <= time.monotonic() - self._last_saved
+
     def _due(self) -> bool:
-        """Whether the step under way is to be followed by a checkpoint, by steps or by time."""
+        """Whether a checkpoint, by steps or by time, is to follow the step under way; never an epoch's last one."""
+        every, p = self.recipe.checkpoint.every_steps, self.progress
+        by_steps = bool(every) and (p.global_step + 1) % every == 0
+        return p.step + 1 < self.steps_per_epoch and (by_steps or self._time_is_up())
+
+    def _due_after_epoch(self) -> bool:
+        """Whether the state is to be saved after the epochs so far; all processes agree."""
         settings, p = self.recipe.checkpoint, self.progress
-        if settings.every_steps and (p.global_step + 1) % settings.every_steps == 0:
-            return p.step + 1 < self.steps_per_epoch  # else the epoch's end sees to it
-        return p.step + 1 < self.steps_per_epoch and 0 < settings.every_seconds <= time.monotonic() - self._last_saved
+        by_steps = settings.every_steps and p.global_step % settings.every_steps == 0
+        if p.finished or by_steps or p.epoch % settings.every_epochs == 0:
+            return True
+        if not settings.every_seconds:
+            return False
+        first_wants = torch.tensor(float(self.world.is_first and self._time_is_up()), device=self.device)
+        return bool(sum_over_processes(first_wants, self.world))
 
     def _end_epoch(self) -> Evaluation | None:
         p, recipe = self.progress, self.recipe
@@ -394,9 +419,10 @@ class Trainer:
         if p.loss_samples:  # else every step was skipped
             values["train_loss"] = p.loss_sum / p.loss_samples
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        evaluation = None
+        evaluation, best_was_saved = None, False
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
             evaluation = self._evaluate_and_save_weights()
+            best_was_saved = p.best_epoch == p.epoch
             values |= {
                 "top1": evaluation.top1,
                 "top5": evaluation.top5,
@@ -409,9 +435,7 @@ class Trainer:
         self._loss_sum.zero_()
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
-        settings = recipe.checkpoint
-        by_steps = settings.every_steps and p.global_step % settings.every_steps == 0
-        if last or by_steps or p.epoch % settings.every_epochs == 0:
+        if best_was_saved or self._due_after_epoch():  # the state knows which weights are the best
             self._write_state()
         self.reporter.say(epoch_line(values, recipe.total_epochs))
         return evaluation

@@ -46,6 +46,7 @@ def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
+    trainer.set_time_steps(recipe.model.time_steps)  # an early epoch's T may be smaller
     fits = largest_fitting(trainer.model, part.inputs.to(trainer.dtype), trainer.autocast) if size == 1 else tried // 2
     reason = str(error).splitlines()[0][:160] if str(error) else "out of memory"
     if fits == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.training.atomic import write_atomic
@@ -58,8 +59,16 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return found
 
 
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with the fields that came after it, which it has followed at their defaults."""
+    try:
+        return Recipe.model_validate_json(json.dumps(values)).model_dump(mode="json")
+    except ValidationError:  # a later version's: its differences are named as they stand
+        return values
+
+
 def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
-    found = _differences(state.recipe, recipe.model_dump(mode="json"))
+    found = _differences(_with_defaults(state.recipe), recipe.model_dump(mode="json"))
     if found:
         raise ValueError(
             f"{folder}: holds a run of another recipe:\n"

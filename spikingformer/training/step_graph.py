@@ -43,19 +43,24 @@ class StepGraph:
     """Calls `run(inputs, targets, weight)`, which returns a loss and leaves gradients in the model's parameters.
 
     The shape of most steps is captured after a few of them and replayed; others run as they are, like every step
-    while hooks watch the model. Gradients must be None before a call. `capture` stands in for `capture_graph` in tests.
+    while hooks watch the model. Where the model's `time_steps` change, this begins anew. Gradients must be None before
+    a call. `capture` stands in for `capture_graph` in tests.
     """
 
     def __init__(self, run: Run, model: nn.Module, capture: Callable = capture_graph) -> None:
         self._run, self._model, self._capture = run, model, capture
         self._seen: Counter[tuple] = Counter()
         self._captured: _Captured | None = None
+        self._time_steps: int | None = None  # of the model in the steps seen so far
         self._failed = False
 
     def __call__(self, inputs: Tensor, targets: Tensor, weight: float) -> Tensor:
         key = (inputs.shape, inputs.stride(), inputs.dtype, targets.shape, targets.dtype, weight)
         if self._failed or watches_calls() or not all(is_unwatched(m) for m in self._model.modules()):
             return self._run(inputs, targets, weight)
+        if self._time_steps != (time_steps := getattr(self._model, "time_steps", None)):
+            self._captured, self._time_steps = None, time_steps
+            self._seen.clear()
         if self._captured is None:
             if self._seen[key] < _WARM_UP:
                 self._seen[key] += 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from spikingformer.cli import main
+from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.ledger import all_tables, find_rows, own_tables, published_curves, published_tables
 from spikingformer.reproduce.pages import page_texts, write_pages
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, read_study, row_path, write_row
@@ -176,3 +177,10 @@ def test_a_study_gives_a_page_and_a_figure(tmp_path):
         "learning_curves.png", "gradient_routing_digits.png", "gradient_routing_cifar10.png"
     ]  # fmt: skip
     assert all(p.stat().st_size > 10_000 for p in written[2:])
+
+
+@pytest.mark.parametrize(("told", "commit", "changed"), [("abc1234", "abc1234", False), ("abc1234+", "abc1234", True)])
+def test_a_copy_without_history_is_told_its_commit(monkeypatch, told, commit, changed):
+    monkeypatch.setenv("SPIKINGFORMER_COMMIT", told)
+    machine = describe_machine()
+    assert (machine["commit"], machine["uncommitted_changes"]) == (commit, changed)

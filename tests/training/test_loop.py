@@ -7,6 +7,7 @@ import torch
 
 from spikingformer.data.loading import MemoryTraining
 from spikingformer.data.mixing import soft_targets
+from spikingformer.training import out_of_memory
 from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.distributed import World, read_world
 from spikingformer.training.inputs import create_inputs
@@ -24,7 +25,7 @@ from spikingformer.training.state import (
     unpack_optimizer,
 )
 from spikingformer.training.tensor_file import read_tensors
-from tests.training.helpers import tiny_recipe
+from tests.training.helpers import assert_same_tensors, tiny_recipe
 
 CPU = torch.device("cpu")
 
@@ -356,3 +357,39 @@ def test_early_epochs_that_cannot_be_are_refused_before_a_folder_is_made(tmp_pat
     assert not has_run(tmp_path / "run")
     with pytest.raises(ValueError, match="event frames bring their own time steps"):
         build_model(tiny_recipe(schedule__early_epochs=1), 10, "events")
+
+
+def test_a_step_that_does_not_fit_is_tried_with_all_time_steps(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        out_of_memory, "largest_fitting", lambda model, inputs, autocast: tried.append(model.time_steps) or 100
+    )
+
+    def no_memory(self, step, epoch, number):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(Trainer, "_loss", no_memory)
+    with pytest.raises(out_of_memory.OutOfMemory, match="accumulation_steps=3"):
+        train(tiny_recipe(model__time_steps=4, schedule__early_epochs=1), tmp_path / "run")
+    assert tried == [4]
+
+
+def test_the_rehearsal_with_all_time_steps_leaves_no_trace(tmp_path, monkeypatch):
+    recipe = tiny_recipe(model__time_steps=3, schedule__early_epochs=1, model__drop_path_rate=0.2)
+    train(recipe, tmp_path / "plain")
+    seen = []
+    plain, own = Trainer.__init__, Trainer._one_part
+
+    def rehearsing(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        self._rehearsed = False  # as on a GPU
+
+    def watched(self, *args):
+        seen.append(self.model.time_steps)
+        return own(self, *args)
+
+    monkeypatch.setattr(Trainer, "__init__", rehearsing)
+    monkeypatch.setattr(Trainer, "_one_part", watched)
+    train(recipe, tmp_path / "rehearsed")
+    assert seen[:3] == [3, 1, 1]
+    assert_same_tensors(tmp_path / "plain" / LAST_FILE, tmp_path / "rehearsed" / LAST_FILE)

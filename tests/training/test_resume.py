@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,14 +94,10 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, settings, pl
 
 
 def test_states_of_some_epochs_are_enough_to_go_on_after_a_kill(tmp_path, monkeypatch):
-    recipe = tiny_recipe(epochs=5, checkpoint__every_epochs=2)
+    recipe = tiny_recipe(epochs=5, checkpoint__every_epochs=2, evaluate_every=5)
     train(recipe, tmp_path / "whole")
-    saved, ends = [], []
-    write, end = Trainer._write_state, Trainer._end_epoch
-
-    def watched(self):
-        saved.append(self.progress.epoch)
-        write(self)
+    ends = []
+    end = Trainer._end_epoch
 
     def killed(self):
         end(self)
@@ -109,7 +106,7 @@ def test_states_of_some_epochs_are_enough_to_go_on_after_a_kill(tmp_path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_write_state", watched)
+        saved = states_written(patch)
         patch.setattr(Trainer, "_end_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "parts")
@@ -120,6 +117,73 @@ def test_states_of_some_epochs_are_enough_to_go_on_after_a_kill(tmp_path, monkey
         assert_same_tensors(tmp_path / "whole" / f"{name}.safetensors", tmp_path / "parts" / f"{name}.safetensors")
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     assert [r["epoch"] for r in map(json.loads, lines) if r["kind"] == "epoch"] == [0, 1, 2, 3, 4]
+
+
+def states_written(monkeypatch) -> list[int]:
+    """Epochs done at each state that is written from now on."""
+    saved: list[int] = []
+    write = Trainer._write_state
+
+    def watched(self):
+        saved.append(self.progress.epoch)
+        write(self)
+
+    monkeypatch.setattr(Trainer, "_write_state", watched)
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every_seconds": 1e-6}, [0, 1, 2, 3]),
+        ({"every_steps": 2}, [0, 2, 3]),
+        ({"every_steps": 1}, [0, 1, 2, 3]),
+        ({}, [0, 3]),
+    ],
+    ids=["seconds", "every second step", "every step", "neither"],
+)
+def test_one_step_an_epoch_is_saved_by_time_and_steps_too(tmp_path, monkeypatch, settings, expected):
+    checkpoint = {f"checkpoint__{name}": value for name, value in settings.items()}
+    recipe = tiny_recipe(epochs=3, batch_size=1400, checkpoint__every_epochs=100, evaluate_every=3, **checkpoint)
+    saved = states_written(monkeypatch)
+    train(recipe, tmp_path / "run")
+    assert saved == expected
+
+
+def test_the_best_weights_are_those_that_the_state_knows(tmp_path, monkeypatch):
+    """A step back goes to a state that knows of every best.safetensors that was written."""
+    accuracies, poisoned = iter([40.0, 70.0, 50.0, 45.0]), []
+    evaluate, loss = Trainer.evaluate, Trainer._loss
+
+    def scripted(self, model, loader):
+        return replace(evaluate(self, model, loader), top1=next(accuracies))
+
+    def nan_in_the_third_epoch(self, step, epoch, number):
+        value = loss(self, step, epoch, number)
+        if epoch == 2 and not poisoned:
+            poisoned.append(epoch)
+            return value * float("nan")
+        return value
+
+    monkeypatch.setattr(Trainer, "evaluate", scripted)
+    monkeypatch.setattr(Trainer, "_loss", nan_in_the_third_epoch)
+    recipe = tiny_recipe(epochs=4, checkpoint__every_epochs=10, nonfinite="step_back")
+    result = train(recipe, tmp_path / "run")
+    info = read_model_file(tmp_path / "run" / "best.safetensors")[1]
+    assert (result.best_top1, result.best_epoch) == (70.0, 1) == (info.metrics["top1"], info.epoch)
+
+
+def test_a_state_of_an_earlier_version_goes_on_with_the_defaults_of_new_fields(tmp_path, monkeypatch):
+    recipe = tiny_recipe(epochs=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(StoppedBySignal):
+            train(recipe, tmp_path / "run")
+    state = load_state(tmp_path / "run")[0]
+    del state.recipe["schedule"]["early_epochs"], state.recipe["schedule"]["early_time_steps"]
+    save_state(tmp_path / "run", state)
+    train(recipe, tmp_path / "run", resume=True)
+    assert load_state(tmp_path / "run")[0].progress.finished
 
 
 def test_seed_changes_the_run(tmp_path):

@@ -71,6 +71,23 @@ def test_another_shape_runs_as_it_is():
     assert (r.eager, r.replays) == (5, 2)
 
 
+def test_other_time_steps_are_captured_anew():
+    r = Recorded()
+    captured = []
+
+    def capture(run):
+        captured.append(r.model.time_steps)
+        return r.capture(run)
+
+    step = StepGraph(r.run, r.model, capture)
+    for time_steps in (1,) * 5 + (4,) * 5:
+        r.model.time_steps = time_steps
+        r.model.zero_grad(set_to_none=True)
+        step(*batch(), 1.0)
+    assert captured == [1, 4]
+    assert (r.eager, r.replays) == (6, 4)
+
+
 def test_a_hook_is_called_at_every_step():
     r = Recorded()
     step = StepGraph(r.run, r.model, r.capture)
