@@ -32,11 +32,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=run)
 
 
+def _holds_pictures(path: str) -> bool:
+    """Whether it is a folder of pictures, not a model's, which may hold some beside its weights."""
+    from pathlib import Path
+
+    found = {p.suffix.lower() for p in Path(path).iterdir()} if Path(path).is_dir() else set()
+    return bool(found & set(PICTURES)) and ".safetensors" not in found
+
+
 def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    if args.checkpoint.lower().endswith(PICTURES):
+    if args.checkpoint.lower().endswith(PICTURES) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
         print(f"no model given: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
     if args.stream is None and not args.paths and not args.samples:

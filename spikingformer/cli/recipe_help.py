@@ -3,13 +3,23 @@
 import json
 
 
+def _first_sentence(text: str) -> str:
+    """Of the comment that a recipe begins with; it may go over several lines."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("# ") or line.startswith(("# Published:", "# Ours:")):
+            break
+        lines.append(line.removeprefix("# "))
+    return " ".join(lines).partition(". ")[0].removesuffix(".")
+
+
 def print_recipes(as_json: bool = False) -> int:
-    """Every recipe of the package with the first line of its comment."""
+    """Every recipe of the package with the first sentence of its comment."""
     from spikingformer.training.recipe import recipes_folder
 
     folder = recipes_folder()
     found = {
-        f"recipes/{path.relative_to(folder)}": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        f"recipes/{path.relative_to(folder)}": _first_sentence(path.read_text(encoding="utf-8"))
         for path in sorted(folder.rglob("*.yaml"))
     }
     print(json.dumps(found) if as_json else "\n".join(f"{name}  {first}" for name, first in found.items()))

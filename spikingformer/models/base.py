@@ -45,8 +45,8 @@ class ModelConfig:
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
         for name, low in (("depth", 1), ("in_chans", 1), ("num_classes", 0), ("time_steps", 1)):
-            if (value := getattr(self, name)) < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}")
+            if type(value := getattr(self, name)) is not int or value < low:
+                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
         if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
             raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
         if not self.mlp_ratio > 0:
@@ -118,7 +118,7 @@ class SpikingTransformer(nn.Module):
     def set_time_steps(self, time_steps: int) -> None:
         """T that still pictures are shown for from now on; event frames bring their own. Weights do not depend on it.
 
-        Raises ValueError below 1.
+        Raises ValueError for anything but a whole number of at least 1.
         """
         self.config = replace(self.config, time_steps=time_steps)
         self.time_steps = time_steps

@@ -11,7 +11,7 @@ import torch
 from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.ledger import Row, Table
 from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
-from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, write_row
+from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, row_path, write_row
 from spikingformer.training.checkpoint import load_model
 from spikingformer.training.recipe import FREE, Recipe, find_recipe, is_free, load_recipe
 from spikingformer.training.recipe_text import fields_of
@@ -65,7 +65,8 @@ def run_row(
     have = {r.seed for r in known.runs}
     for seed in seeds:
         if seed in have:
-            say(f"{row.id}, seed {seed}: done before")
+            done = row_path(results, row.id)
+            say(f"{row.id}, seed {seed}: done before ({done}); another --results runs it again")
             continue
         folder = run_folder(output, row, seed)
         asked = [*row.overrides, f"seed={seed}", *overrides]

@@ -419,6 +419,9 @@ class Trainer:
         if p.loss_samples:  # else every step was skipped
             values["train_loss"] = p.loss_sum / p.loss_samples
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        time_steps = [time_steps_of(recipe, epoch) for epoch in range(p.epoch, recipe.total_epochs)]
+        if recipe.schedule.early_epochs:
+            values["time_steps"] = time_steps[0]
         evaluation, best_was_saved = None, False
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
             evaluation = self._evaluate_and_save_weights()
@@ -437,7 +440,7 @@ class Trainer:
         self.reporter.record("epoch", p.global_step, values)
         if best_was_saved or self._due_after_epoch():  # the state knows which weights are the best
             self._write_state()
-        self.reporter.say(epoch_line(values, recipe.total_epochs))
+        self.reporter.say(epoch_line(values, recipe.total_epochs, sum(time_steps[1:]) / time_steps[0]))
         return evaluation
 
     def _evaluate_and_save_weights(self) -> Evaluation:

@@ -108,12 +108,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def epoch_line(values: dict[str, Any], total_epochs: int) -> str:
-    """An epoch's record as one line of the console."""
-    left = values["seconds"] * (total_epochs - values["epoch"] - 1)
+def epoch_line(values: dict[str, Any], total_epochs: int, epochs_left: float) -> str:
+    """An epoch's record as one line of the console. epochs_left: counted in epochs as long as this one."""
+    left = values["seconds"] * epochs_left
     number = f"{values['epoch'] + 1:>{len(str(total_epochs))}}"
     loss = f"{values['train_loss']:.4f}" if "train_loss" in values else "none"
-    text = f"epoch {number}/{total_epochs}  train loss {loss}"
+    text = f"epoch {number}/{total_epochs}  "
+    text += f"T = {values['time_steps']}  " if "time_steps" in values else ""
+    text += f"train loss {loss}"
     if "top1" in values:
         text += f"  top-1 {values['top1']:.2f} %  loss {values['loss']:.4f}  best {values['best_top1']:.2f} %"
     if "firing_rate" in values:

@@ -263,7 +263,9 @@ def test_lists(capsys):
     assert "optimizer.learning_rate  (float, default 0.0005)" in text
     assert set(TINY) - {"model", "data", "augment", "log"} <= set(text.replace("  (", "\n").splitlines())
     assert main(["train", "--list", "--json"]) == 0
-    assert "recipes/imagenet/spikingformer_cml_8_768.yaml" in json.loads(capsys.readouterr().out)
+    listed = json.loads(capsys.readouterr().out)
+    assert "recipes/imagenet/spikingformer_cml_8_768.yaml" in listed
+    assert listed["recipes/cifar10/spikingformer_cml_4_384_ours.yaml"].endswith("published run's 410 epochs")
     assert main(["train", "--fields", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["optimizer.learning_rate"]["default"] == 0.0005
 

@@ -152,7 +152,9 @@ def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["classes"][0]["name"] in ("airplane", "automobile", "bird", "cat", "deer", "dog",
                                                               "frog", "horse", "ship", "truck")  # fmt: skip
-    assert "no model given: spikingformer_cml_4_384.cifar10" in captured.err
+    assert "no model given: spikingformer_cml_4_384.cifar10_minutes" in captured.err
+    assert main(["predict", str(picture.parent), "--top", "1", "--json"]) == 0
+    assert "no model given" in capsys.readouterr().err
 
 
 def test_a_recording_can_be_looped(event_model, recording, capsys):

@@ -286,3 +286,24 @@ def test_the_heads_gradient_lies_in_memory_as_the_features_do(layout):
     (gradient,) = torch.autograd.grad(model.forward_head(features).square().sum(), features)
     assert gradient.stride() == features.stride()
     assert torch.equal(_mean_over_tokens(features), features.mean((3, 4)))
+
+
+@pytest.mark.parametrize("time_steps", [0, -1, 2.5, True, "2"])
+def test_time_steps_are_a_whole_number(time_steps):
+    model = small("spikingformer_cml_4_384", depth=1)
+    with pytest.raises(ValueError, match="time_steps must be a whole number of at least 1, got"):
+        model.set_time_steps(time_steps)
+    assert model.time_steps == model.config.time_steps == 3
+    with pytest.raises(ValueError, match="time_steps must be a whole number of at least 1, got"):
+        small("spikingformer_cml_4_384", depth=1, time_steps=time_steps)
+
+
+def test_set_time_steps_is_a_model_made_with_as_many():
+    model = small("spikingformer_cml_4_384", depth=1).eval()
+    other = small("spikingformer_cml_4_384", depth=1, time_steps=5).eval()
+    other.load_state_dict(model.state_dict())
+    model.set_time_steps(5)
+    x = example(model)
+    assert model.config == other.config
+    assert torch.equal(model(x), other(x))
+    assert model.forward_steps(x).shape[0] == 5
