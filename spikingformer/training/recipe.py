@@ -63,7 +63,9 @@ class EmaSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    every_epochs: int = Field(default=1, ge=1, description="epochs between saved states; the last one always")
+    every_epochs: int = Field(
+        default=1, ge=1, description="epochs between saved states; also at each new best epoch and at the last"
+    )
     every_steps: int = Field(default=0, ge=0, description="also save after this many steps; 0: at epoch ends only")
     every_seconds: float = Field(default=0.0, ge=0, description="also save after this many seconds; 0: off")
 
