@@ -45,8 +45,10 @@ class ModelConfig:
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
         for name, low in (("depth", 1), ("in_chans", 1), ("num_classes", 0), ("time_steps", 1)):
-            if type(value := getattr(self, name)) is not int or value < low:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+            object.__setattr__(self, name, int(value))  # numpy's, for one
         if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
             raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
         if not self.mlp_ratio > 0:
@@ -121,7 +123,7 @@ class SpikingTransformer(nn.Module):
         Raises ValueError for anything but a whole number of at least 1.
         """
         self.config = replace(self.config, time_steps=time_steps)
-        self.time_steps = time_steps
+        self.time_steps = self.config.time_steps
 
     def _finish(self) -> None:
         """Called by a family once stem and blocks stand."""

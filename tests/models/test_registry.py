@@ -5,6 +5,7 @@ Widths and depths are cut so that the whole table runs in seconds; the published
 
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -296,6 +297,11 @@ def test_time_steps_are_a_whole_number(time_steps):
     assert model.time_steps == model.config.time_steps == 3
     with pytest.raises(ValueError, match="time_steps must be a whole number of at least 1, got"):
         small("spikingformer_cml_4_384", depth=1, time_steps=time_steps)
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    config = small("spikingformer_cml_4_384", depth=np.int64(1), time_steps=np.int32(3)).config
+    assert [type(n) for n in (config.depth, config.time_steps)] == [int, int]
 
 
 def test_set_time_steps_is_a_model_made_with_as_many():
