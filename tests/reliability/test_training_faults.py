@@ -133,6 +133,7 @@ def test_out_of_memory_on_a_gpu_names_what_goes_on_with_resume(recompute):
         device=torch.device("cuda"),
         dtype=torch.float32,
         autocast=nullcontext,
+        set_time_steps=lambda time_steps: None,
     )
     step = Step([Batch(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))], 4)
     text = str(out_of_memory(trainer, step, torch.OutOfMemoryError("full")))
