@@ -139,6 +139,20 @@ def own_tables() -> dict[str, Table]:
             "the CIFAR-10 python files",
         ),
         Table(
+            "steps-first",
+            "Fewer time steps first: Spikingformer + CML, width 128, T = 4, CIFAR-10, about the same time",
+            tuple(
+                Row(f"steps-first/{name}", "steps-first", label, "recipes/cifar10/spikingformer_cml_small_cpu.yaml",
+                    "the CIFAR-10 python files", ("model.time_steps=4", *overrides), seeds=(0, 1, 2))
+                for name, label, overrides in (
+                    ("all", "2 epochs with four time steps", ("epochs=2",)),
+                    ("one_first", "4 epochs with one, then 1 with four", ("epochs=5", "schedule.early_epochs=4")),
+                )
+            ),
+            50000,
+            ours=True,
+        ),
+        Table(
             "small",
             "Small models of our own",
             (

@@ -128,17 +128,24 @@ def _own_needs(row: Row, table: Table, results: Path) -> str:
     )
 
 
+_COMPARED = (  # names of two rows, and what the second less the first is
+    ("spikformer", "spikformer_cml", "Spikformer, pool then fire less fire then pool"),
+    ("spikingformer", "spikingformer_cml", "Spikingformer, pool then fire less fire then pool"),
+    ("all", "one_first", "One time step first less four from the start"),
+)
+
+
 def comparison_lines(table: Table, results: Path) -> list[str]:
-    """What pooling first changes in each family, where both orders have at least two runs."""
+    """What differs between the rows of a comparison, where both have at least two runs."""
     lines = []
     by_name = {row.id.split("/")[1]: read_row(results, row.id) for row in table.rows}
-    for family in ("spikformer", "spikingformer"):
-        own, cml = by_name.get(family), by_name.get(f"{family}_cml")
+    for first, second, words in _COMPARED:
+        own, cml = by_name.get(first), by_name.get(second)
         if own is None or cml is None or min(len(own.runs), len(cml.runs)) < 2:
             continue
         best, last = difference_interval(cml.best(), own.best()), difference_interval(cml.last(), own.last())
         text = (
-            f"- {family.capitalize()}, pool then fire less fire then pool: {_gap(best)} points at the best epoch, "
+            f"- {words}: {_gap(best)} points at the best epoch, "
             f"{_gap(last)} at the last (95 % interval, Welch, n = {len(cml.runs)} and {len(own.runs)})"
         )
         if all(r.energy is not None for r in (*own.runs, *cml.runs)):
