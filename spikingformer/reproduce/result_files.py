@@ -103,6 +103,11 @@ def write_row(folder: Path, result: RowResult) -> Path:
     return path
 
 
+def _record(values: dict[str, Any]) -> RunRecord:
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return RunRecord(**fields)
+
+
 def read_row(folder: Path, row: str) -> RowResult | None:
     """The row's results, None where it has not been run. Raises ValueError for a damaged file."""
     path = row_path(folder, row)
@@ -110,10 +115,7 @@ def read_row(folder: Path, row: str) -> RowResult | None:
         return None
     values = _read(path, RUNS_SCHEMA)
     try:
-        runs = [
-            RunRecord(**dict((name, tuple(v) if isinstance(v, list) else v) for name, v in r.items()))
-            for r in values["runs"]
-        ]
+        runs = [_record(r) for r in values["runs"]]
         return RowResult(values["row"], values["recipe"], tuple(runs))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); rerun it with `spikingformer reproduce {row}`") from None

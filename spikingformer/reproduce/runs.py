@@ -87,8 +87,8 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
     followed another recipe.
     """
     records = epoch_records(folder)
-    curve = [r["top1"] for r in records if "top1" in r]
-    if not is_finished(folder) or not curve:
+    evaluated = [r for r in records if "top1" in r]
+    if not is_finished(folder) or not evaluated:
         raise ValueError(f"{folder}: not a finished run: train it to the end first")
     followed = _substance(load_recipe(folder / RECIPE_FILE))
     if followed != _substance(recipe):
@@ -96,18 +96,17 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
             f"{folder}: this run followed {folder / RECIPE_FILE}, which is not what {recipe_file} says now: "
             "give another --output to train anew"
         )
-    evaluated = [r for r in records if "top1" in r]
     early = recipe.schedule.early_epochs
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
     return RunRecord(
         seed=recipe.seed,
         best_top1=best["top1"],
         best_epoch=best["epoch"],
-        last_top1=curve[-1],
+        last_top1=evaluated[-1]["top1"],
         epochs=len(records),
         hours=sum(r["seconds"] for r in records) / 3600,
         samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early),
-        curve=tuple(round(v, 4) for v in curve),
+        curve=tuple(round(r["top1"], 4) for r in evaluated),
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
         machine=describe_machine(),
         energy=count_energy(folder / BEST_FILE, recipe) if energy else None,

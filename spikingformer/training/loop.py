@@ -187,6 +187,13 @@ class Trainer:
             total += loss / self.world.size
         return total
 
+    def _loss_that_fits(self, step: Step) -> torch.Tensor:
+        """`_loss` of the step under way; OutOfMemory, which says what would fit, where the device does not hold it."""
+        try:
+            return self._loss(step, self.progress.epoch, self.progress.step)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self, step, error) from None
+
     def _one_part(self, inputs: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
         """Forward and backward of one part; returns its loss: the sum over its samples times `weight`."""
         with self.autocast():
@@ -272,10 +279,7 @@ class Trainer:
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.model.buffers()] if recipe.nonfinite == "skip" else []
-        try:
-            own_loss = nan_unless_finite(self._loss(step, p.epoch, p.step), self._statistics)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(self, step, error) from None
+        own_loss = nan_unless_finite(self._loss_that_fits(step), self._statistics)
         loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
         counted: torch.Tensor | None = loss
         if recipe.nonfinite == "stop":
@@ -305,10 +309,7 @@ class Trainer:
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         self.set_time_steps(self.recipe.model.time_steps)
-        try:
-            self._loss(step, self.progress.epoch, self.progress.step)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(self, step, error) from None
+        self._loss_that_fits(step)
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(old)
@@ -390,20 +391,24 @@ class Trainer:
         self._speed = {"seconds": seconds, "samples_per_second": samples / seconds, "data_wait_share": waited / seconds}
         return True
 
+    def _due_by_steps(self, steps: int) -> bool:
+        every = self.recipe.checkpoint.every_steps
+        return every > 0 and steps % every == 0
+
     def _time_is_up(self) -> bool:
         return 0 < self.recipe.checkpoint.every_seconds <= time.monotonic() - self._last_saved
 
     def _due(self) -> bool:
         """Whether a checkpoint, by steps or by time, is to follow the step under way; never an epoch's last one."""
-        every, p = self.recipe.checkpoint.every_steps, self.progress
-        by_steps = bool(every) and (p.global_step + 1) % every == 0
-        return p.step + 1 < self.steps_per_epoch and (by_steps or self._time_is_up())
+        p = self.progress
+        return p.step + 1 < self.steps_per_epoch and (self._due_by_steps(p.global_step + 1) or self._time_is_up())
 
     def _due_after_epoch(self) -> bool:
         """Whether the state is to be saved after the epochs so far; all processes agree."""
         settings, p = self.recipe.checkpoint, self.progress
-        by_steps = settings.every_steps and p.global_step % settings.every_steps == 0
-        if p.finished or by_steps or p.epoch % settings.every_epochs == 0:
+        best_was_saved = p.best_epoch == p.epoch - 1  # the state has to know which weights are the best
+        by_epochs = p.finished or best_was_saved or p.epoch % settings.every_epochs == 0
+        if by_epochs or self._due_by_steps(p.global_step):
             return True
         if not settings.every_seconds:
             return False
@@ -422,10 +427,9 @@ class Trainer:
         time_steps = [time_steps_of(recipe, epoch) for epoch in range(p.epoch, recipe.total_epochs)]
         if recipe.schedule.early_epochs:
             values["time_steps"] = time_steps[0]
-        evaluation, best_was_saved = None, False
+        evaluation = None
         if last or (p.epoch + 1) % recipe.evaluate_every == 0:
             evaluation = self._evaluate_and_save_weights()
-            best_was_saved = p.best_epoch == p.epoch
             values |= {
                 "top1": evaluation.top1,
                 "top5": evaluation.top5,
@@ -438,7 +442,7 @@ class Trainer:
         self._loss_sum.zero_()
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
-        if best_was_saved or self._due_after_epoch():  # the state knows which weights are the best
+        if self._due_after_epoch():
             self._write_state()
         self.reporter.say(epoch_line(values, recipe.total_epochs, sum(time_steps[1:]) / time_steps[0]))
         return evaluation

@@ -82,9 +82,9 @@ def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
 
     Raises ValueError where the recipe's early epochs of another T cannot be.
     """
+    _check_early_epochs(recipe, kind)
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, model_arguments(recipe, classes, kind))
-    _check_early_epochs(recipe, kind)
     if recipe.model.initial_checkpoint is not None:
         path = recipe.model.initial_checkpoint
         weights, info = read_model_file(path)
