@@ -11,6 +11,7 @@
 // standing for two: its row, and twice its row; lists hold what counts have above three.
 #pragma once
 #include "count_product.h"
+#include "register_tables.h"
 
 namespace {
 
@@ -96,16 +97,23 @@ struct ProductPiece {
   bool above;
 };
 
-// Whether tables or shuffles are faster than lists here. The lines were fitted to measured crossings (tables: fp32 and
-// int8 on an EPYC 9005 with avx512; shuffles: an EPYC 7003 with avx2; docs/performance.md): short lists, of few channels,
-// cost more than their additions.
-bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
+// Whether tables or shuffles are faster than lists here. The lines were fitted to measured crossings (tables in registers
+// and in the cache: an EPYC 9005 with avx512; shuffles: an EPYC 7003 with avx2; docs/performance.md): short lists, of few
+// channels, cost more than their additions.
+template <bool integer> bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
   const long words = words_of(a.channels);
   const uint64_t* bits = (const uint64_t*)a.input;
   long ones = 0;
   for (long i = begin * words; i < end * words; i++) ones += __builtin_popcountll(bits[i]);
   const double list = (double)minimum(a.channels, b.words * 64);
-  const double crossing = a.rows ? (a.taps == 1 ? 0.17 : 0.2) - 3.5 / list : 0.35 - 10. / list;
+#ifdef SPK_HAS_REGISTER_TABLES
+  constexpr bool in_registers = !integer;
+#else
+  constexpr bool in_registers = false;
+#endif
+  const double crossing = a.rows        ? (a.taps == 1 ? 0.17 : 0.2) - 3.5 / list
+                          : in_registers ? 0.22 - 4. / list
+                                         : 0.35 - 10. / list;
   return (double)ones > crossing * (double)((end - begin) * a.channels);
 }
 
@@ -240,8 +248,136 @@ template <int NV> struct FixedToken {
   }
 };
 
-template <int NV> void float_table_tile(const ProductPiece& p, Int* sums, Int* table, long tile) {
-  const ProductArgs& a = p.a;
+#ifdef SPK_HAS_REGISTER_TABLES
+// What one thread needs for a chunk of tokens.
+struct FloatTables {
+  static constexpr long kSlice = 16;  // outputs whose sums are finished together
+  const ProductArgs& a;
+  const long inputs, groups, words, span, reach, blocks, row, pitch;
+  Scratch spikes, taps, weights, tables, sums;
+  FloatTables(const ProductArgs& a, long tokens)
+      : a(a), inputs(a.channels * (a.counts ? 2 : 1)), groups(groups_of(inputs)), words(look_up_words(inputs)),
+        span(tokens + 2 * (a.taps == 9 ? a.width + 1 : 0) + kLookUpLanes), reach(a.taps == 9 ? a.width + 1 : 0),
+        blocks((tokens + kLookUpLanes - 1) / kLookUpLanes), row(a.taps * groups * kGroup + 2 * kSlice),
+        pitch(blocks * kLookUpLanes + 16),  // odd in lines: rows in sets of the cache of their own
+        spikes(blocks ? (words * span + reach) * sizeof(uint32_t) : 0), taps(blocks * a.taps * sizeof(LookUpTap)),
+        weights(blocks ? kSlice * row * sizeof(int32_t) : 0),
+        tables(blocks ? a.taps * groups * 2 * kTable * sizeof(int32_t) : 0),
+        sums(kTileVectors * FL * pitch * sizeof(int32_t)) {}
+
+  // bits: [tokens from `first` on][words_of(inputs)]
+  void fill(const uint64_t* bits, long first, long last, long begin, long end) {
+    uint32_t* to = spikes.as<uint32_t>();
+    for (long t = first; t < last; t++)
+      for (long w = 0; w < words; w++)
+        to[w * span + t - begin + reach] = (uint32_t)cut(bits + (t - first) * words_of(inputs), w * kWordInputs,
+                                                         minimum(kWordInputs, inputs - w * kWordInputs));
+    LookUpTap* tap = taps.as<LookUpTap>();
+    memset(tap, 0, blocks * a.taps * sizeof(LookUpTap));
+    for (long block = 0; block < blocks; block++)
+      for (long i = 0; i < a.taps; i++)
+        tap[block * a.taps + i].shift = a.taps == 9 ? (i / 3 - 1) * a.width + i % 3 - 1 : 0;
+    long x = begin % a.width, y = begin / a.width % a.height;
+    for (long t = 0; t < end - begin; t++) {
+      LookUpTap* here = tap + t / kLookUpLanes * a.taps;
+      const long v = t % kLookUpLanes / 16;
+      const uint16_t bit = (uint16_t)(1 << (t & 15));
+      for (long i = 0; i < a.taps; i++) {
+        const long dy = a.taps == 9 ? i / 3 - 1 : 0, dx = a.taps == 9 ? i % 3 - 1 : 0;
+        if ((unsigned long)(y + dy) < (unsigned long)a.height && (unsigned long)(x + dx) < (unsigned long)a.width)
+          here[i].lanes[v] |= bit;
+      }
+      if (++x == a.width) {
+        x = 0;
+        if (++y == a.height) y = 0;
+      }
+    }
+  }
+
+  // Weights [tap][C][nv][16] of a slice to [output][tap][input]; of counts, each one and its double.
+  void pack(const int32_t* packed, long nv) {
+    int32_t* to = weights.as<int32_t>();
+    const long per = a.counts ? 2 : 1;
+    const __m512i halves = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    for (long tap = 0; tap < a.taps; tap++, to += groups * kGroup)
+      for (long c0 = 0; c0 * per < groups * kGroup; c0 += kSlice) {  // zeros behind the last input
+        __m512i rows[kSlice];
+#pragma GCC unroll 16
+        for (long i = 0; i < kSlice; i++)
+          rows[i] = c0 + i < a.channels ? _mm512_loadu_si512(packed + (tap * a.channels + c0 + i) * nv * FL)
+                                        : _mm512_setzero_si512();
+        transpose(rows);
+        for (long i = 0; i < kSlice; i++) {
+          int32_t* out = to + i * row + c0 * per;
+          for (long half = 0; half < per; half++) {
+            __m512i v = rows[i];
+            if (per == 2) {
+              v = _mm512_permutexvar_epi32(_mm512_add_epi32(halves, _mm512_set1_epi32(8 * (int)half)), v);
+              v = _mm512_mask_add_epi32(v, 0xaaaa, v, v);
+            }
+            _mm512_storeu_si512(out + half * 16, v);
+          }
+        }
+      }
+  }
+
+  // Currents of a tile; `kept` [token][NV]: with `above`, sums of the fours in counts.
+  template <int NV> void multiply(const ProductPiece& p, const Int* kept, Int*, long tile) {
+    const long tokens = p.end - p.begin, column = tile * NV * FL;
+    const long width = minimum(NV * FL, a.outputs - column);
+    int32_t* table = tables.as<int32_t>();
+    for (long o = 0; o < width; o += 2) {
+      if (o % kSlice == 0) pack((const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL + o, NV);
+      const int32_t* w = weights.as<int32_t>() + o % kSlice * row;
+      make_two_tables(w, w + row, 1, a.taps * groups, table);
+      for (long block = 0; block * kLookUpLanes < tokens; block++) {
+        const long from = block * kLookUpLanes, vectors = (minimum(kLookUpLanes, tokens - from) + 15) / 16;
+        with_vectors<kLookUpVectors>(vectors, [&](auto n) {
+          look_up_block<n.value>(spikes.as<uint32_t>() + reach + from, span, taps.as<LookUpTap>() + block * a.taps,
+                                 a.taps, groups, table, sums.as<int32_t>() + o * pitch + from, pitch, true);
+        });
+      }
+    }
+    for (long t = 0; t < tokens; t += 16)  // a token's outputs together: its lines lie side by side
+      for (long j = 0; j * FL < width; j++) {
+        const long last = minimum(FL, width - j * FL);
+        if (last == FL && tokens - t >= 16) finish<NV, true>(p, column + j * FL, FL, t, 16, kept + t * NV + j);
+        else finish<NV, false>(p, column + j * FL, last, t, minimum(16, tokens - t), kept + t * NV + j);
+      }
+  }
+
+  // Currents of 16 tokens and outputs, or of as many as are left.
+  template <int NV, bool whole>
+  SPK_INLINE void finish(const ProductPiece& p, long column, long width, long t0, long tokens, const Int* kept) {
+    const __mmask16 valid = whole ? 0xffff : (__mmask16)((1u << width) - 1);
+    const int32_t* from = sums.as<int32_t>() + (column % (NV * FL)) * pitch + t0;
+    const bool above = p.above, accumulate = a.accumulate;
+    const long stride = a.outputs;
+    const __m512 scale = _mm512_maskz_loadu_ps(valid, a.scale + column);
+    const __m512 bias = a.bias ? _mm512_maskz_loadu_ps(valid, a.bias + column) : _mm512_setzero_ps();
+    float* out = (float*)a.out + (p.begin + t0) * stride + column;
+    __m512i rows[16];
+#pragma GCC unroll 16
+    for (long i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from + i * pitch);
+    transpose(rows);
+#pragma GCC unroll 16
+    for (long i = 0; i < 16; i++) {
+      if (!whole && i >= tokens) break;
+      if (above) rows[i] = _mm512_add_epi32(rows[i], _mm512_slli_epi32((__m512i)kept[i * NV], 2));
+      __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(rows[i]), scale), bias);
+      if (accumulate) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(valid, out + i * stride));
+      _mm512_mask_storeu_ps(out + i * stride, valid, y);
+    }
+  }
+};
+#else
+struct FloatTables {
+  const ProductArgs& a;
+  FloatTables(const ProductArgs& a, long) : a(a) {}
+  void fill(const uint64_t*, long, long, long, long) {}
+  template <int NV> void multiply(const ProductPiece& p, Int* sums, Int* table, long tile);
+};
+template <int NV> void FloatTables::multiply(const ProductPiece& p, Int* sums, Int* table, long tile) {
   const int32_t* packed = (const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL;
   const long shift = p.per - 1;
   for_each_table<NV>(
@@ -264,6 +400,8 @@ template <int NV> void float_table_tile(const ProductPiece& p, Int* sums, Int* t
         });
       });
 }
+
+#endif
 
 template <int NV> void float_list_tile(const ProductPiece& p, Int* sums, long tile) {
   const ProductArgs& a = p.a;
@@ -413,7 +551,7 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
 enum class Way { lists, tables, shuffles, bytes };
 template <bool integer>
 Way choose_way(const ProductArgs& a, const ListBlocks& b, const CountRange& counts, long begin, long end) {
-  if (!a.counts) return !many_fire(a, b, begin, end) ? Way::lists : integer && a.rows ? Way::shuffles : Way::tables;
+  if (!a.counts) return !many_fire<integer>(a, b, begin, end) ? Way::lists : integer && a.rows ? Way::shuffles : Way::tables;
   if (integer) return CountChunk::serves(a) && CountChunk::prefers(counts) ? Way::bytes : Way::lists;
   return counts.mean > kTableMean ? Way::tables : Way::lists;
 }
@@ -439,10 +577,12 @@ template <bool integer> void product(const ProductArgs& a) {
     CountChunk bytes(a, integer ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
     Scratch fixed_sums(integer ? 0 : chunk * kTileVectors * SPK_VECTOR_BYTES);
+    FloatTables tables(a, integer ? 0 : chunk);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
     long listed = -1;  // the chunk that `lists` and what follows are about
     Way way = Way::lists;
     bool above = false;
+    const uint64_t* bits = nullptr;
 #pragma omp for schedule(dynamic)
     for (long item = 0; item < chunks * groups; item++) {
       const long c = item / groups, group = item % groups;
@@ -456,6 +596,8 @@ template <bool integer> void product(const ProductArgs& a) {
         above = way == Way::tables && counts.largest > 3;
         if (way == Way::lists || above) lists.fill(a, first, last, above);
         if (way == Way::tables && a.counts) lower.fill(a, first, last);
+        bits = a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input + first * words_of(a.channels);
+        if (way == Way::tables && !integer) tables.fill(bits, first, last, begin, end);
         if (way == Way::shuffles) shuffle.fill(pixels);
         if (way == Way::bytes) bytes.fill(pixels);
       }
@@ -467,7 +609,6 @@ template <bool integer> void product(const ProductArgs& a) {
         else bytes.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         continue;
       }
-      const uint64_t* bits = a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input + first * words_of(a.channels);
       const ProductPiece piece{a, b, lists, first, begin, end, bits, a.counts ? 2 : 1, above};
       with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
@@ -477,7 +618,7 @@ template <bool integer> void product(const ProductArgs& a) {
             else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
           } else {
             if (way == Way::lists || above) float_list_tile<NV>(piece, fixed_sums.as<Int>(), tile);
-            if (way == Way::tables) float_table_tile<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
+            if (way == Way::tables) tables.multiply<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
           }
         }
       });
