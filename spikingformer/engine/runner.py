@@ -271,7 +271,7 @@ class Engine:
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
                     max(added, 1), threads, None if p.rows is None else p.rows.data_ptr(),
                 )  # fmt: skip
-                fired = _neurons_of(step, after) if self.integer else None
+                fired = _neurons_of(step, after)
                 if fired is not None:
                     bits = self._product_fire(args, fired, steps, step.into != "current")
                 else:
@@ -314,11 +314,17 @@ class Engine:
     def _product_fire(self, args: _ProductArgs, fire: Fire, steps: int, keep_currents: bool) -> Tensor:
         """The spikes of neurons on a product's currents, in one call."""
         out = self._bits(args.images * args.height * args.width * _words(args.outputs))
-        n = quantize_neuron(fire.lif)
-        self._call(
-            "engine_product_fire_i8", "pliiiip",
-            ctypes.addressof(args), steps, int(keep_currents), n.keep, n.take, n.threshold, out.data_ptr(), keep=args,
-        )  # fmt: skip
+        shape = (ctypes.addressof(args), steps, int(keep_currents))
+        if self.integer:
+            n = quantize_neuron(fire.lif)
+            self._call(
+                "engine_product_fire_i8", "pliiiip", *shape, n.keep, n.take, n.threshold, out.data_ptr(), keep=args
+            )
+        else:
+            neuron = _float_neuron(steps, fire.lif)
+            self._call(
+                "engine_product_fire_f32", "plipp", *shape, ctypes.addressof(neuron), out.data_ptr(), keep=(args, neuron)
+            )
         return out
 
     def _stem(self, x: Tensor, p: _Packed) -> Tensor:

@@ -82,7 +82,7 @@ struct CountChunk {
   const long quads;
   long hold = 1;   // products of four that 16 bits hold the sums of
   Scratch weights;  // of a line of outputs: [SL outputs][quads][2][FL][4]
-  CountChunk(const ProductArgs& a, long tokens)
+  CountChunk(const ProductArgs& a, long, long tokens)
       : a(a), quads((a.channels + 3) / 4), weights(tokens && serves(a) ? kCountLine * quads * 4 : 0) {}
   // Whether counts can be multiplied here at all, and are faster so than by lists (measured: EPYC 7003, avx2).
   static bool serves(const ProductArgs& a) { return a.counts && a.taps == 1 && a.max_count <= kMostCount; }
@@ -143,7 +143,7 @@ struct CountChunk {
 };
 #else
 struct CountChunk {  // not here: lists take its place
-  CountChunk(const ProductArgs&, long) {}
+  CountChunk(const ProductArgs&, long, long) {}
   static bool serves(const ProductArgs&) { return false; }
   static bool prefers(const CountRange&) { return false; }
   void fill(const Pixels&) {}

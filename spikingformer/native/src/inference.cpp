@@ -142,13 +142,13 @@ template <class N, class Chunk>
 void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool keep, long usual, uint64_t* bits) {
   const long total = a.images / steps * a.height * a.width, words = words_of(a.outputs);
   const long least = (steps * total + usual - 1) / usual;
-  const long size = round_up((total + least - 1) / least, kUnit), chunks = (total + size - 1) / size;
+  const long size = round_up((total + least - 1) / least, kStepGrain), chunks = (total + size - 1) / size;
   const long groups = maximum(1, minimum(words, (4 * a.threads + chunks - 1) / chunks));
 #pragma omp parallel num_threads(a.threads)
   {
     const N local = neuron;
-    Chunk chunk(a, steps * size);
-    Scratch currents(keep ? 0 : steps * size * 64 * sizeof(int16_t));
+    Chunk chunk(a, steps, steps * size);
+    Scratch currents(keep ? 0 : steps * size * 64 * sizeof(typename N::Current));
     const long stride = keep ? a.outputs : 64, stride_t = keep ? total * a.outputs : size * 64;
     long filled = -1;
 #pragma omp for schedule(dynamic)
@@ -159,7 +159,7 @@ void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool
       filled = c;
       for (long w = words * group / groups; w < words * (group + 1) / groups; w++) {
         const long first = w * 64, here = minimum(64, a.outputs - first);
-        int16_t* out = keep ? (int16_t*)a.out + pixels.begin * a.outputs + first : currents.as<int16_t>();
+        auto* out = keep ? (typename N::Current*)a.out + pixels.begin * a.outputs + first : currents.as<typename N::Current>();
         chunk.multiply(pixels, first, first + here, out, stride_t, stride, a.accumulate);
         for (long m = pixels.begin; m < pixels.end; m++)
           fire_pixel<false>(local, out + (m - pixels.begin) * stride, here, stride_t, steps, {}, bits + m * words + w,
@@ -173,17 +173,28 @@ void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool
 // A product and the neurons that read its currents. `keep`: a.out takes them too (the residual stream); else it is
 // scratch at best.
 template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
+  constexpr bool integer = sizeof(typename N::Current) == 2;
 #ifdef SPK_HAS_SHUFFLE
   const long tokens = a.images * a.height * a.width;
   if (tokens) {
-    const ListBlocks blocks(product_tiles(a.outputs, SL), a.channels, a.taps);
-    const Way way = choose_way<true>(a, blocks, CountRange(a, 0, a.counts ? tokens : 0), 0, tokens);
-    if (way == Way::shuffles) return product_fire_chunks<N, ShuffleChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
-    if (way == Way::bytes) return product_fire_chunks<N, CountChunk>(a, neuron, steps, keep, kChunkTokens, bits);
+    const ListBlocks blocks(product_tiles(a.outputs, integer ? SL : FL), a.channels, a.taps);
+    const CountRange counts(a, 0, a.counts ? tokens : 0);
+    const Way way = choose_way<integer>(a, blocks, counts, 0, tokens);
+    if constexpr (integer) {
+      if (way == Way::shuffles) return product_fire_chunks<N, ShuffleChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
+      if (way == Way::bytes) return product_fire_chunks<N, CountChunk>(a, neuron, steps, keep, kChunkTokens, bits);
+    }
+#ifdef SPK_HAS_REGISTER_TABLES
+    if constexpr (!integer) {
+      if (way == Way::tables && counts.largest <= 3)
+        return product_fire_chunks<N, FloatChunk>(a, neuron, steps, keep, kChunkTokens, bits);
+    }
+#endif
   }
 #endif
-  product<true>(a);
-  fire<false>(neuron, (const int16_t*)a.out, false, steps, a.images / steps, a.height, a.width, a.outputs, bits, a.threads);
+  product<integer>(a);
+  fire<false>(neuron, (const typename N::Current*)a.out, false, steps, a.images / steps, a.height, a.width, a.outputs, bits,
+              a.threads);
 }
 
 // Max-pool of spikes: OR over 3x3 windows, stride 2.
@@ -410,6 +421,10 @@ SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
 SPK_EXPORT(engine_product_fire_i8)(const ProductArgs* args, long steps, int keep_currents, int keep, int take, int threshold,
                                    uint64_t* bits) {
   product_fire(*args, fixed(keep, take, threshold, 1), steps, keep_currents, bits);
+}
+SPK_EXPORT(engine_product_fire_f32)(const ProductArgs* args, long steps, int keep_currents, const NeuronArgs* neuron,
+                                    uint64_t* bits) {
+  with_float_neuron(*neuron, 1.f, [&](const auto& n) { product_fire(*args, n, steps, keep_currents, bits); });
 }
 // *width = outputs of a tile of packed int8 weights
 SPK_EXPORT(engine_tile_width)(long outputs, int64_t* width) { *width = product_tiles(outputs, SL).width(); }

@@ -15,6 +15,34 @@ struct ProductArgs {
   const void* rows = nullptr;  // integer form: `PackedRows` of shuffle_weights.h, or none
 };
 
+// The pixels [begin, end) of all images at each of `steps` time steps, in units of 16: unit = t * units + i. A step has as
+// many units as fill whole vectors of 16-bit lanes.
+constexpr long kUnit = 16;
+SPK_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
+constexpr long kStepGrain = SPK_VECTOR_BYTES == 64 ? 32 : kUnit;  // pixels that a step's are rounded up to
+struct Pixels {
+  long begin, end, steps, total;  // total: pixels of a time step
+  long units() const { return round_up(end - begin, kStepGrain) / kUnit; }
+  long tokens() const { return steps * units() * kUnit; }
+  long first(long unit) const { return begin + unit % units() * kUnit; }  // its first pixel
+  long step(long unit) const { return unit / units(); }
+  long count(long unit) const { return maximum(0, minimum(kUnit, end - first(unit))); }
+};
+
+// The two lower bits of a token's counts, side by side.
+SPK_INLINE void lower_bits(const uint8_t* counts, long channels, uint64_t* to) {
+  memset(to, 0, words_of(2 * channels) * 8);
+  for (long c = 0; c < channels; c += 8) {
+    uint64_t v = 0;
+    memcpy(&v, counts + c, minimum(8, channels - c));
+    v &= 0x0303030303030303;
+    v = (v | v >> 6) & 0x000f000f000f000f;
+    v = (v | v >> 12) & 0x000000ff000000ff;
+    v = (v | v >> 24) & 0xffff;
+    to[c / 32] |= v << (2 * (c % 32));
+  }
+}
+
 constexpr long kTileVectors = SPK_VECTOR_BYTES == 64 ? 4 : 8;  // of sums held in registers: a tile of outputs
 Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kTileVectors); }
 

@@ -52,7 +52,6 @@ constexpr long kLanes = SPK_VECTOR_BYTES;    // tokens in a vector of bytes
 constexpr long kVectors = 4;                 // whose sums are held in registers
 constexpr long kBlockTokens = kVectors * kLanes;
 constexpr long kPair = 32;                   // two units of 16 tokens, in the even and in the odd bytes
-constexpr long kUnit = 16;
 constexpr long kTableOutputs = 4;            // whose tables fit the cache
 constexpr long kLineOutputs = 32;            // int16 in a line of the cache: a token's are written together
 
@@ -82,16 +81,6 @@ SPK_INLINE void nibble_rows(const uint64_t* words, __m128i* rows) {
     rows[2 * i + 1] = _mm_and_si128(_mm_srli_epi16(b[i], 4), fifteen);
   }
 }
-
-// The pixels [begin, end) of all images at each of `steps` time steps, in units of 16: unit = t * units + i.
-struct Pixels {
-  long begin, end, steps, total;  // total: pixels of a time step
-  long units() const { return (end - begin + kUnit - 1) / kUnit; }
-  long tokens() const { return steps * units() * kUnit; }
-  long first(long unit) const { return begin + unit % units() * kUnit; }  // its first pixel
-  long step(long unit) const { return unit / units(); }
-  long count(long unit) const { return minimum(kUnit, end - first(unit)); }
-};
 
 // sources[i] = the token that a unit's token i reads through a tap, or -1
 SPK_INLINE void find_sources(const ProductArgs& a, const Pixels& p, long unit, long dy, long dx, int32_t* sources) {
@@ -255,7 +244,7 @@ struct ShuffleChunk {
   const bool narrow;
   const long capacity;  // tokens
   Scratch index, tables, sums;
-  ShuffleChunk(const ProductArgs& a, long tokens)
+  ShuffleChunk(const ProductArgs& a, long, long tokens)
       : a(a), segments(a.channels, a.taps), rows((void*)a.rows, segments, a.outputs),
         narrow(tokens && *rows.narrow), capacity(round_up(tokens, kBlockTokens)),
         index(segments.padded() * capacity), tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable),
@@ -393,11 +382,8 @@ struct ShuffleChunk {
 }  // namespace
 #else
 namespace {
-struct Pixels {
-  long begin, end, steps, total;
-};
 struct ShuffleChunk {  // not here: tables of int16 sums take its place
-  ShuffleChunk(const ProductArgs&, long) {}
+  ShuffleChunk(const ProductArgs&, long, long) {}
   void fill(const Pixels&) {}
   void multiply(const Pixels&, long, long, int16_t*, long, long, bool) {}
 };

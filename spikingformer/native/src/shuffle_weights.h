@@ -14,8 +14,6 @@ constexpr long kTileOutputs = 8;             // that are turned to rows of token
 constexpr long kMaxTable = 32;               // bytes of a group and output
 constexpr long kSlack = 32;                  // bytes that may be read past the last weights
 
-SPK_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
-
 // Groups of four inputs: tap * ceil(C / 4) + channel / 4, cut into segments of one size; groups past the last one have
 // weights of zero.
 struct Segments {

@@ -11,7 +11,7 @@
 // standing for two: its row, and twice its row; lists hold what counts have above three.
 #pragma once
 #include "count_product.h"
-#include "register_tables.h"
+#include "float_tables.h"
 
 namespace {
 
@@ -62,28 +62,18 @@ struct SpikeLists {
   }
 };
 
+#ifndef SPK_HAS_REGISTER_TABLES
 // The two lower bits of counts, one row of words a token.
 struct LowerBits {
   Scratch memory;
   long words;
   LowerBits(const ProductArgs& a, long tokens) : memory(tokens * words_of(2 * a.channels) * 8), words(words_of(2 * a.channels)) {}
   void fill(const ProductArgs& a, long first, long last) {
-    for (long t = first; t < last; t++) {
-      const uint8_t* row = (const uint8_t*)a.input + t * a.channels;
-      uint64_t* to = memory.as<uint64_t>() + (t - first) * words;
-      memset(to, 0, words * 8);
-      for (long c = 0; c < a.channels; c += 8) {
-        uint64_t v = 0;
-        memcpy(&v, row + c, minimum(8, a.channels - c));
-        v &= 0x0303030303030303;
-        v = (v | v >> 6) & 0x000f000f000f000f;
-        v = (v | v >> 12) & 0x000000ff000000ff;
-        v = (v | v >> 24) & 0xffff;
-        to[c / 32] |= v << (2 * (c % 32));
-      }
-    }
+    for (long t = first; t < last; t++)
+      lower_bits((const uint8_t*)a.input + t * a.channels, a.channels, memory.as<uint64_t>() + (t - first) * words);
   }
 };
+#endif
 
 // What one thread does at a time: a chunk of tokens, some tiles.
 struct ProductPiece {
@@ -248,136 +238,9 @@ template <int NV> struct FixedToken {
   }
 };
 
-#ifdef SPK_HAS_REGISTER_TABLES
-// What one thread needs for a chunk of tokens.
-struct FloatTables {
-  static constexpr long kSlice = 16;  // outputs whose sums are finished together
-  const ProductArgs& a;
-  const long inputs, groups, words, span, reach, blocks, row, pitch;
-  Scratch spikes, taps, weights, tables, sums;
-  FloatTables(const ProductArgs& a, long tokens)
-      : a(a), inputs(a.channels * (a.counts ? 2 : 1)), groups(groups_of(inputs)), words(look_up_words(inputs)),
-        span(tokens + 2 * (a.taps == 9 ? a.width + 1 : 0) + kLookUpLanes), reach(a.taps == 9 ? a.width + 1 : 0),
-        blocks((tokens + kLookUpLanes - 1) / kLookUpLanes), row(a.taps * groups * kGroup + 2 * kSlice),
-        pitch(blocks * kLookUpLanes + 16),  // odd in lines: rows in sets of the cache of their own
-        spikes(blocks ? (words * span + reach) * sizeof(uint32_t) : 0), taps(blocks * a.taps * sizeof(LookUpTap)),
-        weights(blocks ? kSlice * row * sizeof(int32_t) : 0),
-        tables(blocks ? a.taps * groups * 2 * kTable * sizeof(int32_t) : 0),
-        sums(kTileVectors * FL * pitch * sizeof(int32_t)) {}
-
-  // bits: [tokens from `first` on][words_of(inputs)]
-  void fill(const uint64_t* bits, long first, long last, long begin, long end) {
-    uint32_t* to = spikes.as<uint32_t>();
-    for (long t = first; t < last; t++)
-      for (long w = 0; w < words; w++)
-        to[w * span + t - begin + reach] = (uint32_t)cut(bits + (t - first) * words_of(inputs), w * kWordInputs,
-                                                         minimum(kWordInputs, inputs - w * kWordInputs));
-    LookUpTap* tap = taps.as<LookUpTap>();
-    memset(tap, 0, blocks * a.taps * sizeof(LookUpTap));
-    for (long block = 0; block < blocks; block++)
-      for (long i = 0; i < a.taps; i++)
-        tap[block * a.taps + i].shift = a.taps == 9 ? (i / 3 - 1) * a.width + i % 3 - 1 : 0;
-    long x = begin % a.width, y = begin / a.width % a.height;
-    for (long t = 0; t < end - begin; t++) {
-      LookUpTap* here = tap + t / kLookUpLanes * a.taps;
-      const long v = t % kLookUpLanes / 16;
-      const uint16_t bit = (uint16_t)(1 << (t & 15));
-      for (long i = 0; i < a.taps; i++) {
-        const long dy = a.taps == 9 ? i / 3 - 1 : 0, dx = a.taps == 9 ? i % 3 - 1 : 0;
-        if ((unsigned long)(y + dy) < (unsigned long)a.height && (unsigned long)(x + dx) < (unsigned long)a.width)
-          here[i].lanes[v] |= bit;
-      }
-      if (++x == a.width) {
-        x = 0;
-        if (++y == a.height) y = 0;
-      }
-    }
-  }
-
-  // Weights [tap][C][nv][16] of a slice to [output][tap][input]; of counts, each one and its double.
-  void pack(const int32_t* packed, long nv) {
-    int32_t* to = weights.as<int32_t>();
-    const long per = a.counts ? 2 : 1;
-    const __m512i halves = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    for (long tap = 0; tap < a.taps; tap++, to += groups * kGroup)
-      for (long c0 = 0; c0 * per < groups * kGroup; c0 += kSlice) {  // zeros behind the last input
-        __m512i rows[kSlice];
-#pragma GCC unroll 16
-        for (long i = 0; i < kSlice; i++)
-          rows[i] = c0 + i < a.channels ? _mm512_loadu_si512(packed + (tap * a.channels + c0 + i) * nv * FL)
-                                        : _mm512_setzero_si512();
-        transpose(rows);
-        for (long i = 0; i < kSlice; i++) {
-          int32_t* out = to + i * row + c0 * per;
-          for (long half = 0; half < per; half++) {
-            __m512i v = rows[i];
-            if (per == 2) {
-              v = _mm512_permutexvar_epi32(_mm512_add_epi32(halves, _mm512_set1_epi32(8 * (int)half)), v);
-              v = _mm512_mask_add_epi32(v, 0xaaaa, v, v);
-            }
-            _mm512_storeu_si512(out + half * 16, v);
-          }
-        }
-      }
-  }
-
-  // Currents of a tile; `kept` [token][NV]: with `above`, sums of the fours in counts.
-  template <int NV> void multiply(const ProductPiece& p, const Int* kept, Int*, long tile) {
-    const long tokens = p.end - p.begin, column = tile * NV * FL;
-    const long width = minimum(NV * FL, a.outputs - column);
-    int32_t* table = tables.as<int32_t>();
-    for (long o = 0; o < width; o += 2) {
-      if (o % kSlice == 0) pack((const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL + o, NV);
-      const int32_t* w = weights.as<int32_t>() + o % kSlice * row;
-      make_two_tables(w, w + row, 1, a.taps * groups, table);
-      for (long block = 0; block * kLookUpLanes < tokens; block++) {
-        const long from = block * kLookUpLanes, vectors = (minimum(kLookUpLanes, tokens - from) + 15) / 16;
-        with_vectors<kLookUpVectors>(vectors, [&](auto n) {
-          look_up_block<n.value>(spikes.as<uint32_t>() + reach + from, span, taps.as<LookUpTap>() + block * a.taps,
-                                 a.taps, groups, table, sums.as<int32_t>() + o * pitch + from, pitch, true);
-        });
-      }
-    }
-    for (long t = 0; t < tokens; t += 16)  // a token's outputs together: its lines lie side by side
-      for (long j = 0; j * FL < width; j++) {
-        const long last = minimum(FL, width - j * FL);
-        if (last == FL && tokens - t >= 16) finish<NV, true>(p, column + j * FL, FL, t, 16, kept + t * NV + j);
-        else finish<NV, false>(p, column + j * FL, last, t, minimum(16, tokens - t), kept + t * NV + j);
-      }
-  }
-
-  // Currents of 16 tokens and outputs, or of as many as are left.
-  template <int NV, bool whole>
-  SPK_INLINE void finish(const ProductPiece& p, long column, long width, long t0, long tokens, const Int* kept) {
-    const __mmask16 valid = whole ? 0xffff : (__mmask16)((1u << width) - 1);
-    const int32_t* from = sums.as<int32_t>() + (column % (NV * FL)) * pitch + t0;
-    const bool above = p.above, accumulate = a.accumulate;
-    const long stride = a.outputs;
-    const __m512 scale = _mm512_maskz_loadu_ps(valid, a.scale + column);
-    const __m512 bias = a.bias ? _mm512_maskz_loadu_ps(valid, a.bias + column) : _mm512_setzero_ps();
-    float* out = (float*)a.out + (p.begin + t0) * stride + column;
-    __m512i rows[16];
-#pragma GCC unroll 16
-    for (long i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from + i * pitch);
-    transpose(rows);
-#pragma GCC unroll 16
-    for (long i = 0; i < 16; i++) {
-      if (!whole && i >= tokens) break;
-      if (above) rows[i] = _mm512_add_epi32(rows[i], _mm512_slli_epi32((__m512i)kept[i * NV], 2));
-      __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(rows[i]), scale), bias);
-      if (accumulate) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(valid, out + i * stride));
-      _mm512_mask_storeu_ps(out + i * stride, valid, y);
-    }
-  }
-};
-#else
-struct FloatTables {
-  const ProductArgs& a;
-  FloatTables(const ProductArgs& a, long) : a(a) {}
-  void fill(const uint64_t*, long, long, long, long) {}
-  template <int NV> void multiply(const ProductPiece& p, Int* sums, Int* table, long tile);
-};
-template <int NV> void FloatTables::multiply(const ProductPiece& p, Int* sums, Int* table, long tile) {
+#ifndef SPK_HAS_REGISTER_TABLES
+template <int NV> void float_table_tile(const ProductPiece& p, Int* sums, Int* table, long tile) {
+  const ProductArgs& a = p.a;
   const int32_t* packed = (const int32_t*)a.packed + tile * a.taps * a.channels * NV * FL;
   const long shift = p.per - 1;
   for_each_table<NV>(
@@ -572,32 +435,37 @@ template <bool integer> void product(const ProductArgs& a) {
 #pragma omp parallel num_threads(a.threads)
   {
     SpikeLists lists(a, b, chunk + 2 * reach);
+#ifdef SPK_HAS_REGISTER_TABLES
+    FloatChunk floats(a, 1, integer ? 0 : chunk);
+#else
     LowerBits lower(a, a.counts && !integer ? chunk + 2 * reach : 0);
-    ShuffleChunk shuffle(a, shuffled ? chunk : 0);
-    CountChunk bytes(a, integer ? chunk : 0);
+#endif
+    ShuffleChunk shuffle(a, 1, shuffled ? chunk : 0);
+    CountChunk bytes(a, 1, integer ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
     Scratch fixed_sums(integer ? 0 : chunk * kTileVectors * SPK_VECTOR_BYTES);
-    FloatTables tables(a, integer ? 0 : chunk);
     Scratch block(kBlockBytes);  // tables, or rows of int8 weights as int16
     long listed = -1;  // the chunk that `lists` and what follows are about
     Way way = Way::lists;
     bool above = false;
-    const uint64_t* bits = nullptr;
 #pragma omp for schedule(dynamic)
     for (long item = 0; item < chunks * groups; item++) {
       const long c = item / groups, group = item % groups;
       const long begin = c * chunk, end = minimum(tokens, begin + chunk);
       const long first = maximum(0, begin - reach), last = minimum(tokens, end + reach);
       const Pixels pixels{begin, end, 1, tokens};
+      const uint64_t* bits = (const uint64_t*)a.input + first * words_of(a.channels);
       if (c != listed) {
         listed = c;
         const CountRange counts(a, first, a.counts ? last : first);
         way = choose_way<integer>(a, b, counts, begin, end);
         above = way == Way::tables && counts.largest > 3;
         if (way == Way::lists || above) lists.fill(a, first, last, above);
+#ifdef SPK_HAS_REGISTER_TABLES
+        if (way == Way::tables && !integer) floats.fill(pixels);
+#else
         if (way == Way::tables && a.counts) lower.fill(a, first, last);
-        bits = a.counts ? lower.memory.as<uint64_t>() : (const uint64_t*)a.input + first * words_of(a.channels);
-        if (way == Way::tables && !integer) tables.fill(bits, first, last, begin, end);
+#endif
         if (way == Way::shuffles) shuffle.fill(pixels);
         if (way == Way::bytes) bytes.fill(pixels);
       }
@@ -609,6 +477,9 @@ template <bool integer> void product(const ProductArgs& a) {
         else bytes.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         continue;
       }
+#ifndef SPK_HAS_REGISTER_TABLES
+      if (a.counts) bits = lower.memory.as<uint64_t>();
+#endif
       const ProductPiece piece{a, b, lists, first, begin, end, bits, a.counts ? 2 : 1, above};
       with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
         constexpr int NV = nv.value;
@@ -618,7 +489,14 @@ template <bool integer> void product(const ProductArgs& a) {
             else integer_list_tile<NV>(piece, sums, block.as<int16_t>(), tile);
           } else {
             if (way == Way::lists || above) float_list_tile<NV>(piece, fixed_sums.as<Int>(), tile);
-            if (way == Way::tables) tables.multiply<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
+#ifdef SPK_HAS_REGISTER_TABLES
+            const long column = tile * NV * FL, to = minimum(a.outputs, column + NV * FL);
+            float* out = (float*)a.out + begin * a.outputs + column;
+            if (way == Way::tables)
+              floats.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate, above ? fixed_sums.as<Int>() : nullptr, NV);
+#else
+            if (way == Way::tables) float_table_tile<NV>(piece, fixed_sums.as<Int>(), block.as<Int>(), tile);
+#endif
           }
         }
       });
