@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikingformer.native import status
-from spikingformer.native.library import current_isa, kernel, permutes_words
+from spikingformer.native.library import current_isa, kernel
 from spikingformer.native.neuron_op import neuron_args, neuron_constants
 from spikingformer.native.product_op import packed_weight
 from spikingformer.native.stem_op import stem_conv
@@ -67,17 +67,13 @@ def _pack_int8(weight: Tensor) -> Tensor:
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
 
 
-def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor, words: bool | None = None) -> Tensor | None:
-    """int8 (O, C, k, k) as src/shuffle_product.h reads it, or src/word_product.h where that is faster here (`words`).
-
-    None where the processor has no such shuffles.
-    """
-    words = permutes_words() if words is None else words
+def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor | None:
+    """int8 (O, C, k, k) as src/shuffle_product.h reads it: bytes, or None where the processor has no such shuffles."""
     o, c, k, _ = weight.shape
     by_tap = weight.reshape(o, c, k * k).transpose(1, 2).contiguous()
     size = torch.zeros(1, dtype=torch.int64)
-    pack = kernel("engine_pack_rows", "ppplllipp")
-    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k, int(words))
+    pack = kernel("engine_pack_rows", "ppplllpp")
+    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k)
     pack(*shape, None, size.data_ptr())
     if not size:
         return None

@@ -101,12 +101,6 @@ def current_isa() -> str:
     return wanted
 
 
-def permutes_words() -> bool:
-    """Whether int8 products look up 16-bit sums in registers here: AVX-512 on an AMD processor."""
-    library, _ = _open()
-    return library is not None and current_isa() == "avx512" and bool(library.spk_permutes_words())
-
-
 @contextlib.contextmanager
 def use_isa(isa: str) -> Iterator[None]:
     """Runs the kernels called inside with one instruction set (for tests and benchmarks; not per thread)."""

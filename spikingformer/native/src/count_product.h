@@ -3,7 +3,7 @@
 // Lanes are outputs. Four counts of a token meet four weights of each output at once. Sums of products wait in 16 bits for
 // as long as these cannot overflow, then in 32. Nothing saturates; every sum is exact.
 #pragma once
-#include "word_product.h"
+#include "shuffle_product.h"
 
 namespace {
 

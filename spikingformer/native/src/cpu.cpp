@@ -13,16 +13,6 @@ extern "C" __attribute__((visibility("default"))) int spk_cpu_supports(const cha
   return !strcmp(isa, "portable") || !strcmp(isa, "neon");
 }
 
-// Whether permuting 16-bit words of two AVX-512 registers is one operation: on AMD's processors it is, on Intel's several.
-extern "C" __attribute__((visibility("default"))) int spk_permutes_words() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_is("amd") && spk_cpu_supports("avx512");
-#else
-  return 0;
-#endif
-}
-
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif

@@ -60,7 +60,7 @@ struct FloatChunk {
           pack((const int32_t*)a.packed + o / width * a.taps * a.channels * width + o % width, width);
         const int32_t* w = weights.as<int32_t>() + (o - line) % kSlice * row;
         make_two_tables(w, w + row, 1, a.taps * spikes.groups, tables.as<int32_t>());
-        add_up(p.tokens(), sums.as<int32_t>() + (o - line) * pitch);
+        spikes.add_up(p, tables.as<int32_t>(), sums.as<int32_t>() + (o - line) * pitch, pitch);
       }
       for (long unit = 0; unit < p.steps * p.units(); unit++) {
         const long place = p.first(unit) - p.begin, count = p.count(unit);
@@ -75,16 +75,6 @@ struct FloatChunk {
         }
       }
     }
-  }
-
-  // Sums of two outputs, whose tables are made, [output][pitch].
-  void add_up(long tokens, int32_t* to) const {
-    constexpr long block = kLookUpVectors * L::count;
-    for (long token = 0; token < tokens; token += block)
-      with_vectors<kLookUpVectors>(minimum(kLookUpVectors, (tokens - token) / L::count), [&](auto v) {
-        look_up_block<v.value>(spikes.lanes(), spikes.span, spikes.taps_of(token / block), a.taps, spikes.groups,
-                               tables.as<int32_t>(), to + token, pitch, true);
-      });
   }
 
   // Currents of a unit's tokens and a slice of outputs, as many as there are.

@@ -182,7 +182,6 @@ template <class N> void product_fire(const ProductArgs& a, const N& neuron, long
     const Way way = choose_way<integer>(a, blocks, counts, 0, tokens);
     if constexpr (integer) {
       if (way == Way::shuffles) return product_fire_chunks<N, ShuffleChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
-      if (way == Way::words) return product_fire_chunks<N, WordChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
       if (way == Way::bytes) return product_fire_chunks<N, CountChunk>(a, neuron, steps, keep, kChunkTokens, bits);
     }
 #ifdef SPK_HAS_REGISTER_TABLES
@@ -429,17 +428,10 @@ SPK_EXPORT(engine_product_fire_f32)(const ProductArgs* args, long steps, int kee
 }
 // *width = outputs of a tile of packed int8 weights
 SPK_EXPORT(engine_tile_width)(long outputs, int64_t* width) { *width = product_tiles(outputs, SL).width(); }
-// The weights (int8 [outputs][taps][channels]) as byte shuffles read them, or, with `words`, as permutations of words do;
-// *bytes = their size, 0 where there are none. rows: null to ask for the size alone.
+// The weights (int8 [outputs][taps][channels]) as byte shuffles read them; *bytes = their size, 0 where there are none.
+// rows: null to ask for the size alone.
 SPK_EXPORT(engine_pack_rows)(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels,
-                             long taps, int words, void* rows, int64_t* bytes) {
-#ifdef SPK_HAS_REGISTER_TABLES
-  if (words) {
-    *bytes = PackedWords(rows, channels, taps).bytes(outputs);
-    if (rows) pack_words(weight, scale, bias, outputs, channels, taps, rows);
-    return;
-  }
-#endif
+                             long taps, void* rows, int64_t* bytes) {
 #ifdef SPK_HAS_SHUFFLE
   const PackedRows packed(rows, Segments(channels, taps), outputs);
   *bytes = packed.bytes;

@@ -205,8 +205,18 @@ template <class Scalar> struct LookUpSpikes {
   }
   LookUpTap& at(LookUpTap* all, long vector, long tap) const { return all[vector / kLookUpVectors * a.taps + tap]; }
 
-  const typename L::Word* lanes() const { return spikes.as<typename L::Word>(); }
-  const LookUpTap* taps_of(long block) const { return taps.as<LookUpTap>() + block * a.taps; }
+  // sums[output][tokens] of two outputs over some taps and groups of inputs, whose tables are given.
+  void add_up(const Pixels& p, const Scalar* tables, Scalar* sums, long pitch) const {
+    const long tokens = p.tokens();
+    for (long first = 0; first < tokens; first += kLookUpVectors * L::count) {
+      const long vectors = minimum(kLookUpVectors, (tokens - first) / L::count);
+      with_vectors<kLookUpVectors>(vectors, [&](auto n) {
+        look_up_block<n.value>(spikes.as<typename L::Word>(), span,
+                               taps.as<LookUpTap>() + first / (kLookUpVectors * L::count) * a.taps, a.taps, groups, tables,
+                               sums + first, pitch, true);
+      });
+    }
+  }
 };
 
 // rows[i] lane j becomes rows[j] lane i.

@@ -235,32 +235,78 @@ __attribute__((noinline)) void add_block(const uint8_t* index, const uint8_t* ta
   }
 }
 
-// A chunk's sums, [blocks of tokens][kLineOutputs][kBlockTokens], int16 where they fit, else int32, and how they end.
-struct IntegerSumRows {
+// What one thread needs for a chunk of pixels over all time steps. Sums are [blocks][kLineOutputs][kBlockTokens], int16
+// where they fit, else int32.
+struct ShuffleChunk {
   const ProductArgs& a;
+  const Segments segments;
+  const PackedRows rows;
   const bool narrow;
-  Scratch sums;
-  IntegerSumRows(const ProductArgs& a, bool narrow, long tokens)
-      : a(a), narrow(narrow),
-        sums(kLineOutputs * round_up(tokens, kBlockTokens) * (narrow ? sizeof(int16_t) : sizeof(int32_t))) {}
+  const long capacity;  // tokens
+  Scratch index, tables, sums;
+  ShuffleChunk(const ProductArgs& a, long, long tokens)
+      : a(a), segments(a.channels, a.taps), rows((void*)a.rows, segments, a.outputs),
+        narrow(tokens && *rows.narrow), capacity(round_up(tokens, kBlockTokens)),
+        index(segments.padded() * capacity), tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable),
+        sums(kLineOutputs * capacity * (narrow ? sizeof(int16_t) : sizeof(int32_t))) {}
+
+  void fill(const Pixels& p) { fill_index(a, p, index.as<uint8_t>()); }
+
+  // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output
+  // `first` at its start. `first` is a multiple of kTileOutputs.
+  void multiply(const Pixels& p, long first, long last, int16_t* out, long step, long stride, bool accumulate) {
+    for (long line = first; line < last; line += kLineOutputs) {
+      const long line_end = minimum(last, line + kLineOutputs);
+      for (long column = line; column < line_end; column += kTileOutputs) add_up(p.tokens(), column, column - line);
+      for (long unit = 0; unit < p.steps * p.units(); unit++) {
+        int16_t* row = out + p.step(unit) * step + (p.first(unit) - p.begin) * stride - first;
+        for (long column = line; column < line_end; column += kTileOutputs) {
+          const long width = minimum(kTileOutputs, last - column), count = p.count(unit);
+          if (width == kTileOutputs)
+            finish<true>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
+          else finish<false>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
+        }
+      }
+    }
+  }
 
   long place(long token, long output) const {
     return (token / kBlockTokens * kLineOutputs + output) * kBlockTokens + token % kBlockTokens;
   }
 
-  // Currents of the outputs [line, line_end), whose sums lie from the line's start on; token (t, pixel) at
-  // out + t * step + (pixel - begin) * stride, output 0 at its start.
-  void write(const Pixels& p, long line, long line_end, int16_t* out, long step, long stride, bool accumulate) const {
-    for (long unit = 0; unit < p.steps * p.units(); unit++) {
-      int16_t* row = out + p.step(unit) * step + (p.first(unit) - p.begin) * stride;
-      for (long column = line; column < line_end; column += kTileOutputs) {
-        const long width = minimum(kTileOutputs, line_end - column), count = p.count(unit);
-        if (width == kTileOutputs)
-          finish<true>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
-        else finish<false>(unit * kUnit, column - line, column, width, row + column, stride, count, accumulate);
+  // Sums of a tile's outputs from `column` on; `output` is the tile's place in the line.
+  void add_up(long tokens, long column, long output) {
+    const long last = minimum(column + kTileOutputs, a.outputs), table_bytes = (segments.size + 2) * kMaxTable;
+    for (long s = 0; s < segments.count; s++)
+      for (long first = column; first < last; first += kTableOutputs) {
+        const long outputs = minimum(kTableOutputs, last - first);
+        for (long o = 0; o < outputs; o++) {
+          const RowPlan plan = this->plan(first + o, s);
+          const long bytes = 2 * plan.pairs + plan.singles;
+          const int8_t* weights = rows.weights + ((first + o) * segments.count + s) * segments.size * 4;
+          uint8_t* table = tables.as<uint8_t>() + o * table_bytes;
+          fill_byte_tables(weights, bytes, table);
+          fill_split_tables(weights + bytes * 4, segments.size - bytes, table + bytes * 16);
+        }
+        for (long i = 0; i < tokens; i += kBlockTokens)
+          with_vectors<kVectors>((minimum(tokens - i, kBlockTokens) + kLanes - 1) / kLanes, [&](auto v) {
+            for (long o = 0; o < outputs; o++) {
+              const RowPlan plan = this->plan(first + o, s);
+              const uint8_t* from = index.as<uint8_t>() + i * segments.padded();
+              auto add = [&](auto* sums) SPK_INLINE_LAMBDA {
+                add_block<v.value>(from + s * segments.size * kBlockTokens, tables.as<uint8_t>() + o * table_bytes,
+                                   rows.places + ((first + o) * segments.count + s) * segments.size, plan.pairs,
+                                   plan.singles, segments.size - 2 * plan.pairs - plan.singles, {plan.smallest, s == 0},
+                                   sums + place(i, output + first - column + o));
+              };
+              if (narrow) add(sums.as<int16_t>());
+              else add(sums.as<int32_t>());
+            }
+          });
       }
-    }
   }
+
+  RowPlan plan(long output, long segment) const { return rows.plans[output * segments.count + segment]; }
 
   // Sums of eight of a unit's tokens to whole currents within int32, where need be within int16.
   SPK_INLINE __m256i currents(long at, __m256 scale, __m256 bias) const {
@@ -331,63 +377,6 @@ struct IntegerSumRows {
     _mm_store_si128((__m128i*)copy, row);
     memcpy(out, copy, width * 2);
   }
-};
-
-// What one thread needs for a chunk of pixels over all time steps.
-struct ShuffleChunk : IntegerSumRows {
-  const Segments segments;
-  const PackedRows rows;
-  Scratch index, tables;
-  ShuffleChunk(const ProductArgs& a, long, long tokens)
-      : IntegerSumRows(a, tokens && *(const int32_t*)a.rows, tokens), segments(a.channels, a.taps),
-        rows((void*)a.rows, segments, a.outputs), index(segments.padded() * round_up(tokens, kBlockTokens)),
-        tables(kTableOutputs * (kSegmentGroups + 2) * kMaxTable) {}
-
-  void fill(const Pixels& p) { fill_index(a, p, index.as<uint8_t>()); }
-
-  // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output
-  // `first` at its start. `first` is a multiple of kTileOutputs.
-  void multiply(const Pixels& p, long first, long last, int16_t* out, long step, long stride, bool accumulate) {
-    for (long line = first; line < last; line += kLineOutputs) {
-      const long line_end = minimum(last, line + kLineOutputs);
-      for (long column = line; column < line_end; column += kTileOutputs) add_up(p.tokens(), column, column - line);
-      write(p, line, line_end, out - first, step, stride, accumulate);
-    }
-  }
-
-  // Sums of a tile's outputs from `column` on; `output` is the tile's place in the line.
-  void add_up(long tokens, long column, long output) {
-    const long last = minimum(column + kTileOutputs, a.outputs), table_bytes = (segments.size + 2) * kMaxTable;
-    for (long s = 0; s < segments.count; s++)
-      for (long first = column; first < last; first += kTableOutputs) {
-        const long outputs = minimum(kTableOutputs, last - first);
-        for (long o = 0; o < outputs; o++) {
-          const RowPlan plan = this->plan(first + o, s);
-          const long bytes = 2 * plan.pairs + plan.singles;
-          const int8_t* weights = rows.weights + ((first + o) * segments.count + s) * segments.size * 4;
-          uint8_t* table = tables.as<uint8_t>() + o * table_bytes;
-          fill_byte_tables(weights, bytes, table);
-          fill_split_tables(weights + bytes * 4, segments.size - bytes, table + bytes * 16);
-        }
-        for (long i = 0; i < tokens; i += kBlockTokens)
-          with_vectors<kVectors>((minimum(tokens - i, kBlockTokens) + kLanes - 1) / kLanes, [&](auto v) {
-            for (long o = 0; o < outputs; o++) {
-              const RowPlan plan = this->plan(first + o, s);
-              const uint8_t* from = index.as<uint8_t>() + i * segments.padded();
-              auto add = [&](auto* sums) SPK_INLINE_LAMBDA {
-                add_block<v.value>(from + s * segments.size * kBlockTokens, tables.as<uint8_t>() + o * table_bytes,
-                                   rows.places + ((first + o) * segments.count + s) * segments.size, plan.pairs,
-                                   plan.singles, segments.size - 2 * plan.pairs - plan.singles, {plan.smallest, s == 0},
-                                   sums + place(i, output + first - column + o));
-              };
-              if (narrow) add(sums.as<int16_t>());
-              else add(sums.as<int32_t>());
-            }
-          });
-      }
-  }
-
-  RowPlan plan(long output, long segment) const { return rows.plans[output * segments.count + segment]; }
 };
 
 }  // namespace

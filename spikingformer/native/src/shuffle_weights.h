@@ -85,27 +85,14 @@ RowPlan plan_groups(WeightGroup* groups, long n, const WeightGroup** order) {
   return {0, (uint16_t)pairs, (uint16_t)singles};
 }
 
-// Whether all sums of int8 weights [outputs][inputs] fit int16 and all currents int32.
-bool sums_are_narrow(const int8_t* weight, const float* scale, const float* bias, long outputs, long inputs) {
-  for (long o = 0; o < outputs; o++) {
-    long positive = 0, negative = 0;
-    for (long i = 0; i < inputs; i++) {
-      const int w = weight[o * inputs + i];
-      (w < 0 ? negative : positive) += w;
-    }
-    const double largest = (double)maximum(positive, -negative);
-    const double current = largest * scale[o] + (bias[o] < 0 ? -bias[o] : bias[o]);
-    if (largest > 32767 || current >= 1e9) return false;
-  }
-  return true;
-}
-
 // weight: int8 [outputs][taps][channels]
 void pack_rows(const int8_t* weight, const float* scale, const float* bias, long outputs, long channels, long taps,
                const PackedRows& rows) {
   const Segments s(channels, taps);
   const long quads = (channels + 3) / 4;
+  bool narrow = true;
   for (long o = 0; o < outputs; o++) {
+    long positive = 0, negative = 0;
     for (long part = 0; part < s.count; part++) {
       WeightGroup groups[kSegmentGroups];
       const WeightGroup* order[kSegmentGroups];
@@ -117,9 +104,10 @@ void pack_rows(const int8_t* weight, const float* scale, const float* bias, long
           const int w = weight[(o * taps + tap) * channels + c0 + j];
           groups[i].weights[j] = (int8_t)w;
           groups[i].size += w < 0 ? -w : w;
-          smallest += w < 0 ? w : 0;
+          (w < 0 ? smallest : positive) += w;
         }
       }
+      negative += smallest;
       RowPlan& plan = rows.plans[o * s.count + part];
       plan = plan_groups(groups, s.size, order);
       plan.smallest = (int32_t)smallest;
@@ -129,8 +117,11 @@ void pack_rows(const int8_t* weight, const float* scale, const float* bias, long
         rows.places[at] = order[i]->place;
       }
     }
+    const double largest = (double)maximum(positive, -negative);
+    const double current = largest * scale[o] + (bias[o] < 0 ? -bias[o] : bias[o]);
+    narrow = narrow && largest <= 32767 && current < 1e9;
   }
-  *rows.narrow = sums_are_narrow(weight, scale, bias, outputs, channels * taps);
+  *rows.narrow = narrow;
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------

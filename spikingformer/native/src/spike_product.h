@@ -411,10 +411,10 @@ template <int NV> void integer_list_tile(const ProductPiece& p, const IntegerSum
 }
 
 // How a chunk's product is taken: by lists, by tables (of bits, or of counts' lower bits), shuffled, or multiplied.
-enum class Way { lists, tables, shuffles, words, bytes };
+enum class Way { lists, tables, shuffles, bytes };
 template <bool integer>
 Way choose_way(const ProductArgs& a, const ListBlocks& b, const CountRange& counts, long begin, long end) {
-  if (!a.counts) return !many_fire<integer>(a, b, begin, end) ? Way::lists : !integer || !a.rows ? Way::tables : PackedWords::are(a.rows) ? Way::words : Way::shuffles;
+  if (!a.counts) return !many_fire<integer>(a, b, begin, end) ? Way::lists : integer && a.rows ? Way::shuffles : Way::tables;
   if (integer) return CountChunk::serves(a) && CountChunk::prefers(counts) ? Way::bytes : Way::lists;
   return counts.mean > kTableMean ? Way::tables : Way::lists;
 }
@@ -440,8 +440,7 @@ template <bool integer> void product(const ProductArgs& a) {
 #else
     LowerBits lower(a, a.counts && !integer ? chunk + 2 * reach : 0);
 #endif
-    ShuffleChunk shuffle(a, 1, shuffled && !PackedWords::are(a.rows) ? chunk : 0);
-    WordChunk words(a, 1, PackedWords::are(a.rows) && integer ? chunk : 0);
+    ShuffleChunk shuffle(a, 1, shuffled ? chunk : 0);
     CountChunk bytes(a, 1, integer ? chunk : 0);
     IntegerSums sums(integer ? chunk : 1);
     Scratch fixed_sums(integer ? 0 : chunk * kTileVectors * SPK_VECTOR_BYTES);
@@ -468,15 +467,13 @@ template <bool integer> void product(const ProductArgs& a) {
         if (way == Way::tables && a.counts) lower.fill(a, first, last);
 #endif
         if (way == Way::shuffles) shuffle.fill(pixels);
-        if (way == Way::words) words.fill(pixels);
         if (way == Way::bytes) bytes.fill(pixels);
       }
       const long tile0 = tiles.count * group / groups, tile1 = tiles.count * (group + 1) / groups;
-      if (way == Way::shuffles || way == Way::words || way == Way::bytes) {
+      if (way == Way::shuffles || way == Way::bytes) {
         const long column = tile0 * tiles.width(), to = minimum(a.outputs, tile1 * tiles.width());
         int16_t* out = (int16_t*)a.out + begin * a.outputs + column;
         if (way == Way::shuffles) shuffle.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
-        else if (way == Way::words) words.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         else bytes.multiply(pixels, column, to, out, 0, a.outputs, a.accumulate);
         continue;
       }
