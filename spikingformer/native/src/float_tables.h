@@ -12,21 +12,21 @@ struct FloatChunk {
   static constexpr long kLine = kTileVectors * FL;   // outputs whose sums wait, so that a token's are written together
   typedef Lanes<int32_t> L;
   const ProductArgs& a;
-  LookUpSpikes<int32_t> spikes;
+  LookUpSpikes spikes;
   const long row, pitch;
   Scratch weights, tables, sums;
   FloatChunk(const ProductArgs& a, long steps, long tokens)
-      : a(a), spikes(a, steps, round_up(tokens, kStepGrain)), row(a.taps * spikes.groups * L::group + 2 * kSlice),
-        pitch(round_up(tokens, kStepGrain) + FL),  // odd in lines: rows in sets of the cache of their own
+      : a(a), spikes(a, steps, round_up(tokens, kUnit)), row(a.taps * spikes.groups * kGroup + 2 * kSlice),
+        pitch(round_up(tokens, kUnit) + FL),  // odd in lines: rows in sets of the cache of their own
         weights(tokens ? kSlice * row * sizeof(int32_t) : 0),
-        tables(tokens ? a.taps * spikes.groups * 2 * L::table * sizeof(int32_t) : 0),
+        tables(tokens ? a.taps * spikes.groups * 2 * kTable * sizeof(int32_t) : 0),
         sums(tokens ? kLine * pitch * sizeof(int32_t) : 0) {}
 
   void fill(const Pixels& p) { spikes.fill(p); }
 
   // Weights [tap][C][width] of a slice to [output][tap][input]; of counts, each one and its double.
   void pack(const int32_t* packed, long width) {
-    const long inputs = spikes.groups * L::group, per = a.counts ? 2 : 1;
+    const long inputs = spikes.groups * kGroup, per = a.counts ? 2 : 1;
     const __m512i halves = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     int32_t* to = weights.as<int32_t>();
     for (long tap = 0; tap < a.taps; tap++, to += inputs)

@@ -197,6 +197,154 @@ void transpose_bits(uint64_t* words) {
     }
 }
 
+// Which tokens of a chunk have a pixel above, below, left and right of them; one bit a token.
+struct Neighbours {
+  long blocks;
+  Scratch memory;
+  explicit Neighbours(long blocks) : blocks(blocks), memory(4 * blocks * sizeof(uint64_t)) {}
+  void find(const Geometry& g, long first, long here) {
+    uint64_t* masks = memory.as<uint64_t>();
+    memset(masks, 0, 4 * blocks * sizeof(uint64_t));
+    long x = first % g.width, y = first / g.width % g.height;
+    for (long i = 0; i < here; i++) {
+      const uint64_t bit = 1ull << (i & 63);
+      uint64_t* at = masks + i / 64 * 4;
+      at[0] |= y > 0 ? bit : 0;
+      at[1] |= y + 1 < g.height ? bit : 0;
+      at[2] |= x > 0 ? bit : 0;
+      at[3] |= x + 1 < g.width ? bit : 0;
+      if (++x == g.width) x = 0, y = y + 1 == g.height ? 0 : y + 1;
+    }
+  }
+  uint64_t has(long block, long dy, long dx) const {
+    const uint64_t* at = memory.as<uint64_t>() + block * 4;
+    return (dy ? at[dy > 0] : ~0ull) & (dx ? at[2 + (dx > 0)] : ~0ull);
+  }
+};
+
+// A chunk's spikes, one bit a token: columns [tap][C][pitch] of what each tap reads.
+struct SpikeColumns {
+  static constexpr long kChunk = 2048;  // tokens
+  const Geometry& g;
+  const uint64_t* bits;
+  const long tokens, words, pitch, reach, span;
+  Scratch own_memory, tap_memory;
+  SpikeColumns(const Geometry& g, const uint64_t* bits)
+      : g(g), bits(bits), tokens(g.tokens()), words(words_of(g.channels)), pitch(minimum(kChunk, tokens + 63) / 64),
+        // A tap reads the channel's bits some tokens further on: those of a chunk are transposed once, with as many blocks
+        // before and after as a tap may reach, and shifted for each tap.
+        reach(g.taps == 9 ? (g.width + 1 + 63) / 64 : 0), span(pitch + 2 * reach),
+        own_memory((g.channels * span + 1) * sizeof(uint64_t)),
+        tap_memory(g.taps == 9 ? g.taps * g.channels * pitch * sizeof(uint64_t) : 0) {}
+  long stride() const { return g.taps == 9 ? pitch : span; }
+  const uint64_t* columns() const { return (g.taps == 9 ? tap_memory : own_memory).as<uint64_t>(); }
+
+  // By all threads together.
+  void fill(long first, long here, Neighbours& neighbours) {
+    const long blocks = (here + 63) / 64;
+    uint64_t* own = own_memory.as<uint64_t>();
+#pragma omp for schedule(static)
+    for (long item = 0; item < words * (blocks + 2 * reach); item++) {
+      const long w = item / (blocks + 2 * reach), block = item % (blocks + 2 * reach);
+      const long start = first + (block - reach) * 64;
+      uint64_t square[64];
+      for (long i = 0; i < 64; i++)
+        square[i] = start + i >= 0 && start + i < tokens ? bits[(start + i) * words + w] : 0;
+      transpose_bits(square);
+      for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++) own[c * span + block] = square[c - w * 64];
+    }
+    if (g.taps != 9) return;
+    neighbours.find(g, first, here);
+#pragma omp for schedule(static)
+    for (long row = 0; row < g.taps * g.channels; row++) {
+      const long dy = row / g.channels / 3 - 1, dx = row / g.channels % 3 - 1;
+      const long shift = reach * 64 + dy * g.width + dx, low = shift & 63;
+      const uint64_t* from = own + row % g.channels * span + shift / 64;
+      uint64_t* to = tap_memory.as<uint64_t>() + row * pitch;
+      for (long block = 0; block < blocks; block++) {
+        const uint64_t word = low ? from[block] >> low | from[block + 1] << (64 - low) : from[block];
+        to[block] = word & neighbours.has(block, dy, dx);
+      }
+    }
+  }
+};
+
+#ifdef SPK_HAS_REGISTER_TABLES
+// Rows of a gradient, [tokens][stride], to [outputs][pitch]; zeros behind the last token, to a multiple of 16.
+void turn_gradient(const float* gradient, long stride, long outputs, long tokens, float* turned, long pitch) {
+  for (long t = 0; t < tokens; t += 16)
+    for (long column = 0; column < outputs; column += 16) {
+      const __mmask16 valid = (__mmask16)((1u << minimum(16, outputs - column)) - 1);
+      __m512i square[16];
+#pragma GCC unroll 16
+      for (long i = 0; i < 16; i++)
+        square[i] = _mm512_maskz_loadu_epi32(t + i < tokens ? valid : 0, gradient + (t + i) * stride + column);
+      transpose(square);
+#pragma GCC unroll 16
+      for (long i = 0; i < 16; i++) _mm512_storeu_si512(turned + (column + i) * pitch + t, square[i]);
+    }
+}
+
+// Lanes are the rows (tap, channel) of the gradient, a table holds the sums of five tokens' gradients of one output.
+void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
+  constexpr long kTokens = 32 * kWordInputs;  // a chunk: its tables fit the second-level cache
+  constexpr long kLine = 32, kPitch = kTokens + FL;
+  const long tokens = g.tokens(), rows = g.taps * g.channels, padded = (rows + FL - 1) / FL * FL;
+  SpikeColumns spikes(g, bits);
+  Scratch lane_memory(kTokens / kWordInputs * padded * sizeof(uint32_t));
+  Scratch sum_memory((g.outputs + FL - 1) / FL * FL * padded * sizeof(float));
+  uint32_t* lanes = lane_memory.as<uint32_t>();
+  float* sums = sum_memory.as<float>();
+#pragma omp parallel num_threads(threads)
+  {
+    Neighbours neighbours(spikes.pitch);
+    Scratch turned_memory(kLine * kPitch * sizeof(float));
+    Scratch table(kTokens / kGroup * 2 * kTable * sizeof(float));
+    float* turned = turned_memory.as<float>();
+    for (long first = 0; first < tokens; first += kTokens) {
+      const long here = minimum(kTokens, tokens - first), groups = groups_of(here);
+      spikes.fill(first, here, neighbours);
+#pragma omp for schedule(static)
+      for (long row0 = 0; row0 < padded; row0 += FL)
+        for (long word = 0; word < look_up_words(here); word++)
+          for (long row = row0; row < row0 + FL; row++) {
+            const long bit = word * kWordInputs;
+            lanes[word * padded + row] =
+                row < rows ? (uint32_t)cut(spikes.columns() + row * spikes.stride(), bit, minimum(kWordInputs, here - bit)) : 0;
+          }
+#pragma omp for schedule(dynamic)
+      for (long line = 0; line < g.outputs; line += kLine) {
+        const long width = minimum(kLine, g.outputs - line);
+        turn_gradient(gradient + first * g.outputs + line, g.outputs, width, here, turned, kPitch);
+        for (long o = 0; o < width; o += 2) {
+          make_two_tables(turned + o * kPitch, turned + (o + 1) * kPitch, 1, groups, table.as<float>());
+          for (long row = 0; row < padded; row += kLookUpLanes) {
+            LookUpTap all;
+            for (long v = 0; v < kLookUpVectors; v++) {
+              all.places[v] = (int32_t)(row + v * FL);
+              all.lanes[v] = 0xffff;
+            }
+            with_vectors<kLookUpVectors>(minimum(kLookUpVectors, (padded - row) / FL), [&](auto n) {
+              look_up_block<n.value>(lanes, padded, &all, 1, groups, table.as<float>(), sums + (line + o) * padded + row,
+                                     padded, first == 0);
+            });
+          }
+        }
+      }
+    }
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; row += FL)
+      for (long column = 0; column < g.outputs; column += FL) {
+        const __mmask16 valid = (__mmask16)((1u << minimum(FL, g.outputs - column)) - 1);
+        __m512i square[FL];
+        for (long i = 0; i < FL; i++) square[i] = _mm512_loadu_si512(sums + (column + i) * padded + row);
+        transpose(square);
+        for (long i = 0; i < minimum(FL, rows - row); i++)
+          _mm512_mask_storeu_epi32(grad + (row + i) * g.outputs + column, valid, square[i]);
+      }
+  }
+}
+#else
 // What one thread does at a time: one tile of outputs, channels [c0, c1), a chunk of tokens from `first` on.
 struct GradientPiece {
   const Geometry& g;
@@ -231,81 +379,27 @@ template <int NV> void gradient_table_tile(const GradientPiece& p, Float::Vector
   }
 }
 
-// Which tokens of a chunk have a pixel above, below, left and right of them; one bit a token.
-struct Neighbours {
-  long blocks;
-  Scratch memory;
-  explicit Neighbours(long blocks) : blocks(blocks), memory(4 * blocks * sizeof(uint64_t)) {}
-  void find(const Geometry& g, long first, long here) {
-    uint64_t* masks = memory.as<uint64_t>();
-    memset(masks, 0, 4 * blocks * sizeof(uint64_t));
-    long x = first % g.width, y = first / g.width % g.height;
-    for (long i = 0; i < here; i++) {
-      const uint64_t bit = 1ull << (i & 63);
-      uint64_t* at = masks + i / 64 * 4;
-      at[0] |= y > 0 ? bit : 0;
-      at[1] |= y + 1 < g.height ? bit : 0;
-      at[2] |= x > 0 ? bit : 0;
-      at[3] |= x + 1 < g.width ? bit : 0;
-      if (++x == g.width) x = 0, y = y + 1 == g.height ? 0 : y + 1;
-    }
-  }
-  uint64_t has(long block, long dy, long dx) const {
-    const uint64_t* at = memory.as<uint64_t>() + block * 4;
-    return (dy ? at[dy > 0] : ~0ull) & (dx ? at[2 + (dx > 0)] : ~0ull);
-  }
-};
-
 void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
-  constexpr long kChunk = 2048;  // tokens whose transposed spikes are held at a time
+  constexpr long kChunk = SpikeColumns::kChunk;
   const Tiles tiles = product_tiles(g.outputs, FL);
-  const long tokens = g.tokens(), words = words_of(g.channels), pitch = minimum(kChunk, tokens + 63) / 64;
+  const long tokens = g.tokens();
   const long parts = maximum(1, minimum((g.channels + 15) / 16, (2 * threads + tiles.count - 1) / tiles.count));
   const long rows = g.taps * g.channels;
-  // A tap reads the channel's bits some tokens further on: those of a chunk are transposed once, with as many blocks before
-  // and after as a tap may reach, and shifted for each tap.
-  const long reach = g.taps == 9 ? (g.width + 1 + 63) / 64 : 0, span = pitch + 2 * reach;
-  Scratch own_memory((g.channels * span + 1) * sizeof(uint64_t));
-  Scratch tap_memory(g.taps == 9 ? rows * pitch * sizeof(uint64_t) : 0);
-  uint64_t* own = own_memory.as<uint64_t>();
-  uint64_t* columns = g.taps == 9 ? tap_memory.as<uint64_t>() : own;
+  SpikeColumns spikes(g, bits);
   // Rows of a tile lie close together here; in `grad` they are far apart, and often in the same sets of the cache.
   Scratch sum_memory(rows * tiles.count * tiles.width() * sizeof(float));
   float* sums = sum_memory.as<float>();
 #pragma omp parallel num_threads(threads)
   {
     Scratch table(kBlockBytes);
-    Neighbours neighbours(pitch);
+    Neighbours neighbours(spikes.pitch);
     for (long first = 0; first < tokens; first += kChunk) {
-      const long here = minimum(kChunk, tokens - first), blocks = (here + 63) / 64;
-#pragma omp for schedule(static)
-      for (long item = 0; item < words * (blocks + 2 * reach); item++) {
-        const long w = item / (blocks + 2 * reach), block = item % (blocks + 2 * reach);
-        const long start = first + (block - reach) * 64;
-        uint64_t square[64];
-        for (long i = 0; i < 64; i++)
-          square[i] = start + i >= 0 && start + i < tokens ? bits[(start + i) * words + w] : 0;
-        transpose_bits(square);
-        for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++) own[c * span + block] = square[c - w * 64];
-      }
-      if (g.taps == 9) {
-        neighbours.find(g, first, here);
-#pragma omp for schedule(static)
-        for (long row = 0; row < rows; row++) {
-          const long dy = row / g.channels / 3 - 1, dx = row / g.channels % 3 - 1;
-          const long shift = reach * 64 + dy * g.width + dx, low = shift & 63;
-          const uint64_t* from = own + row % g.channels * span + shift / 64;
-          uint64_t* to = columns + row * pitch;
-          for (long block = 0; block < blocks; block++) {
-            const uint64_t word = low ? from[block] >> low | from[block + 1] << (64 - low) : from[block];
-            to[block] = word & neighbours.has(block, dy, dx);
-          }
-        }
-      }
+      const long here = minimum(kChunk, tokens - first);
+      spikes.fill(first, here, neighbours);
 #pragma omp for schedule(dynamic)
       for (long item = 0; item < tiles.count * parts; item++) {
         const long tile = item / parts, part = item % parts;
-        const GradientPiece piece{g, gradient, columns, pitch, first, here, g.channels * part / parts,
+        const GradientPiece piece{g, gradient, spikes.columns(), spikes.stride(), first, here, g.channels * part / parts,
                                   g.channels * (part + 1) / parts};
         with_vectors<kTileVectors>(tiles.vectors, [&](auto nv) {
           gradient_table_tile<nv.value>(piece, table.as<Float::Vector>(),
@@ -321,6 +415,7 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
       }
   }
 }
+#endif
 
 typedef uint32_t HashVector __attribute__((vector_size(SPK_VECTOR_BYTES)));
 constexpr long kHashStreams = 8;  // vectors side by side, so that their products overlap

@@ -15,18 +15,16 @@ struct ProductArgs {
   const void* rows = nullptr;  // integer form: `PackedRows` of shuffle_weights.h, or none
 };
 
-// The pixels [begin, end) of all images at each of `steps` time steps, in units of 16: unit = t * units + i. A step has as
-// many units as fill whole vectors of 16-bit lanes.
+// The pixels [begin, end) of all images at each of `steps` time steps, in units of 16: unit = t * units + i.
 constexpr long kUnit = 16;
 SPK_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
-constexpr long kStepGrain = SPK_VECTOR_BYTES == 64 ? 32 : kUnit;  // pixels that a step's are rounded up to
 struct Pixels {
   long begin, end, steps, total;  // total: pixels of a time step
-  long units() const { return round_up(end - begin, kStepGrain) / kUnit; }
+  long units() const { return (end - begin + kUnit - 1) / kUnit; }
   long tokens() const { return steps * units() * kUnit; }
   long first(long unit) const { return begin + unit % units() * kUnit; }  // its first pixel
   long step(long unit) const { return unit / units(); }
-  long count(long unit) const { return maximum(0, minimum(kUnit, end - first(unit))); }
+  long count(long unit) const { return minimum(kUnit, end - first(unit)); }
 };
 
 // The two lower bits of a token's counts, side by side.
