@@ -323,7 +323,12 @@ class Engine:
         else:
             neuron = _float_neuron(steps, fire.lif)
             self._call(
-                "engine_product_fire_f32", "plipp", *shape, ctypes.addressof(neuron), out.data_ptr(), keep=(args, neuron)
+                "engine_product_fire_f32",
+                "plipp",
+                *shape,
+                ctypes.addressof(neuron),
+                out.data_ptr(),
+                keep=(args, neuron),
             )
         return out
 

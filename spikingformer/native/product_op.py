@@ -20,9 +20,13 @@ from .memory import empty
 MAX_CHANNELS = 65535  # places of spikes are 16-bit numbers
 
 
-# The weight gradient walks lists of spikes up to this firing rate, and tables above it. Measured on an EPYC 9005,
-# avx512: they meet at 0.20 to 0.22 over seven shapes (docs/performance.md).
-GRADIENT_TABLE_RATE = 0.2
+def gradient_table_rate() -> float:
+    """The firing rate up to which the weight gradient walks lists of spikes, and above which it uses tables.
+
+    Where they met on an EPYC 9005: 0.20 to 0.22 over seven shapes with tables in the cache, 0.08 to 0.14 over six with
+    tables in registers (avx512).
+    """
+    return 0.13 if current_isa() == "avx512" else 0.2
 
 
 @dataclass
@@ -140,7 +144,7 @@ def product_weight_gradient(spikes: PackedSpikes, grad: Tensor, kernel_size: int
     out = make(k, k, c, o, dtype=torch.float32, device="cpu")
     if tokens.numel() and c:
         shape = (n, h, w) if k == 3 else (n * h * w, 1, 1)
-        tables = int(spikes.rate > GRADIENT_TABLE_RATE)
+        tables = int(spikes.rate > gradient_table_rate())
         kernel("product_weight_gradient", "pppllllllii")(
             spikes.bits.data_ptr(), tokens.data_ptr(), out.data_ptr(), *shape, c, o, k * k, tables, threads()
         )

@@ -18,7 +18,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 2e-4}
 
 @pytest.fixture(params=[1.0, -1.0], ids=["lists", "tables"])
 def gradient_form(request, monkeypatch):
-    monkeypatch.setattr(product_op, "GRADIENT_TABLE_RATE", request.param)
+    monkeypatch.setattr(product_op, "gradient_table_rate", lambda: request.param)
 
 
 def spikes(*shape, rate=0.2, seed=0):
