@@ -101,6 +101,7 @@ def _curves(data: ReportData) -> str:
         return [(r["epoch"] + 1, float(r[key])) for r in data.curves if isinstance(r.get(key), (int, float))]
 
     charts = []
+    epochs = [float(r["epoch"] + 1) for r in data.curves]
     part = f"on the {data.curves_part}"
     loss = {"training loss": points("train_loss"), f"loss {part}": points("loss")}
     for series, label, low in (
@@ -111,7 +112,7 @@ def _curves(data: ReportData) -> str:
     ):
         kept = {name: line for name, line in series.items() if line}
         if kept:
-            charts.append(_figure(svg.line_chart(kept, "epoch", label, low)))
+            charts.append(_figure(svg.line_chart(kept, "epoch", label, low, (min(epochs), max(epochs)))))
     if data.published_curves and points("top1"):
         # the chart tells a few lines apart: ours and the best of the logs
         name, curve = max(data.published_curves.items(), key=lambda item: max(item[1].values()))

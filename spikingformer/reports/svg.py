@@ -47,13 +47,17 @@ def ramp(share: float) -> str:
 
 
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, y_low: float | None = None
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    y_low: float | None = None,
+    x_range: tuple[float, float] | None = None,
 ) -> str:
-    """Lines over a shared x; a marker where a series has one point only."""
+    """Lines over a shared x, or over `x_range`; a marker where a series has one point only."""
     points = [p for line in series.values() for p in line if math.isfinite(p[1])]
     if not points:
         return ""
-    x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
+    x0, x1 = x_range or (min(p[0] for p in points), max(p[0] for p in points))
     y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
     y0 = y0 if y_low is None else min(y_low, y0)
     pad = (y1 - y0) * 0.06 or abs(y1) * 0.05 or 1.0

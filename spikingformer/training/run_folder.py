@@ -37,9 +37,12 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder. The system lets go when the process ends, however it ends.
 
+    A folder made here in which nothing came to be, because of an error, is taken away again.
+
     Raises:
         ValueError: another process holds it, or the folder cannot be written.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK_FILE, "a+")  # noqa: SIM115 (held for the whole block)
@@ -60,6 +63,11 @@ def locked(folder: Path) -> Iterator[None]:
         _held.add(file)
         try:
             yield
+        except BaseException:
+            if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                (folder / LOCK_FILE).unlink()  # still locked: nobody else has begun here
+                folder.rmdir()
+            raise
         finally:
             _held.discard(file)
 

@@ -199,6 +199,17 @@ def test_charts_of_little_or_odd_data() -> None:
     assert line_chart({"a": []}, "x", "y") == ""
     assert "<circle" in line_chart({"a": [(1.0, 2.0)]}, "x", "y")
     assert "nan" not in line_chart({"a": [(1.0, float("nan")), (2.0, 1.0)]}, "x", "y")
+
+
+def test_charts_of_one_run_share_their_epochs() -> None:
+    def ticks_of(chart: str) -> list[str]:
+        return re.findall(r'text-anchor="middle" class="tick"[^>]*>([^<]+)<', chart)
+
+    every, some = [(float(e), 1.0) for e in range(1, 101)], [(30.0, 1.0), (60.0, 2.0)]
+    whole = ticks_of(line_chart({"a": every}, "epoch", "loss"))
+    assert len(whole) > 2
+    assert ticks_of(line_chart({"a": some}, "epoch", "top-1", x_range=(1.0, 100.0))) == whole
+    assert ticks_of(line_chart({"a": some}, "epoch", "top-1")) != whole
     assert heat_map([], [], "x") == ""
     assert "<rect" in heat_map([("silent", [0.0, 0.0])], ["1", "2"], "x")
     assert ticks(0, 100, 4) == [0, 25, 50, 75, 100]

@@ -193,6 +193,20 @@ def test_folder_with_a_run_is_refused_and_kept(tmp_path):
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(("there", "written", "left"), [(False, False, False), (False, True, True), (True, False, True)])
+def test_a_refused_run_leaves_no_empty_folder(tmp_path, there, written, left):
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ValueError, match="refused"), locked(folder):
+        if written:
+            (folder / "recipe.yaml").write_text("seed: 0")
+        raise ValueError("refused")
+    assert folder.exists() == left
+    with locked(folder):  # and the next one can begin
+        assert folder.exists()
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path):
     with locked(tmp_path), pytest.raises(ValueError, match=r"another run is writing there \(process \d+ on"):
         train(tiny_recipe(epochs=1), tmp_path)
