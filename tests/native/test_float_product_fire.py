@@ -14,7 +14,7 @@ from spikingformer.neurons import LIFConfig
 
 pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
 
-# Below and above where lists meet tables, in registers (0.22 - 4 / C) and in the cache (0.35 - 10 / C).
+# Below and above where lists meet tables, in registers (0.2 + 10 / tokens - 4 / C) and in the cache (0.35 - 10 / C).
 RATES = [pytest.param(0.03, id="few fire"), pytest.param(0.5, id="many fire")]
 
 

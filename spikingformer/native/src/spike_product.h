@@ -89,7 +89,7 @@ struct ProductPiece {
 
 // Whether tables or shuffles are faster than lists here. The lines were fitted to measured crossings (tables in registers
 // and in the cache: an EPYC 9005 with avx512; shuffles: an EPYC 7003 with avx2; docs/performance.md): short lists, of few
-// channels, cost more than their additions.
+// channels, cost more than their additions, and few tokens share a table.
 template <bool integer> bool many_fire(const ProductArgs& a, const ListBlocks& b, long begin, long end) {
   const long words = words_of(a.channels);
   const uint64_t* bits = (const uint64_t*)a.input;
@@ -102,7 +102,7 @@ template <bool integer> bool many_fire(const ProductArgs& a, const ListBlocks& b
   constexpr bool in_registers = false;
 #endif
   const double crossing = a.rows        ? (a.taps == 1 ? 0.17 : 0.2) - 3.5 / list
-                          : in_registers ? 0.22 - 4. / list
+                          : in_registers ? 0.2 + 10. / (double)minimum(kChunkTokens, end - begin) - 4. / list
                                          : 0.35 - 10. / list;
   return (double)ones > crossing * (double)((end - begin) * a.channels);
 }
