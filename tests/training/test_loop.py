@@ -193,15 +193,27 @@ def test_folder_with_a_run_is_refused_and_kept(tmp_path):
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("there", "written", "left"), [(False, False, False), (False, True, True), (True, False, True)])
+@pytest.mark.parametrize(
+    ("there", "written", "left"),
+    [
+        pytest.param(False, False, False, id="a new folder"),
+        pytest.param(False, True, True, id="a folder with a file"),
+        pytest.param(True, False, True, id="the user's folder"),
+    ],
+)
 def test_a_refused_run_leaves_no_empty_folder(tmp_path, there, written, left):
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-    with pytest.raises(ValueError, match="refused"), locked(folder):
-        if written:
-            (folder / "recipe.yaml").write_text("seed: 0")
-        raise ValueError("refused")
+
+    def refused():
+        with locked(folder):
+            if written:
+                (folder / "recipe.yaml").write_text("seed: 0")
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        refused()
     assert folder.exists() == left
     with locked(folder):  # and the next one can begin
         assert folder.exists()
