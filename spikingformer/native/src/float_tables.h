@@ -59,7 +59,7 @@ struct FloatChunk {
         if ((o - line) % kSlice == 0)
           pack((const int32_t*)a.packed + o / width * a.taps * a.channels * width + o % width, width);
         const int32_t* w = weights.as<int32_t>() + (o - line) % kSlice * row;
-        make_two_tables(w, w + row, 1, a.taps * spikes.groups, tables.as<int32_t>());
+        make_two_tables(w, w + row, a.taps * spikes.groups, tables.as<int32_t>());
         spikes.add_up(p, tables.as<int32_t>(), sums.as<int32_t>() + (o - line) * pitch, pitch);
       }
       for (long unit = 0; unit < p.steps * p.units(); unit++) {

@@ -317,7 +317,7 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
         const long width = minimum(kLine, g.outputs - line);
         turn_gradient(gradient + first * g.outputs + line, g.outputs, width, here, turned, kPitch);
         for (long o = 0; o < width; o += 2) {
-          make_two_tables(turned + o * kPitch, turned + (o + 1) * kPitch, 1, groups, table.as<float>());
+          make_two_tables(turned + o * kPitch, turned + (o + 1) * kPitch, groups, table.as<float>());
           for (long row = 0; row < padded; row += kLookUpLanes) {
             LookUpTap all;
             for (long v = 0; v < kLookUpVectors; v++) {

@@ -40,25 +40,24 @@ template <> struct Lanes<float> {
   static SPK_INLINE Vector add_where(__mmask16 m, Vector a, Vector b) { return _mm512_mask_add_ps(a, m, a, b); }
   static SPK_INLINE Vector look_up(Vector low, __m512i i, Vector high) { return _mm512_permutex2var_ps(low, i, high); }
 };
-// table[subset] = sum of the subset of a group's numbers, `step` apart
-template <class Scalar> SPK_INLINE void make_table(const Scalar* w, long step, Scalar* table) {
+
+// table[subset] = sum of the subset of a group's numbers
+template <class Scalar> SPK_INLINE void make_table(const Scalar* w, Scalar* table) {
   typedef Lanes<Scalar> L;
   typename L::Vector t = L::add_where(0xaaaa, L::zero(), L::all(w[0]));
-  t = L::add_where(0xcccc, t, L::all(w[step]));
-  t = L::add_where(0xf0f0, t, L::all(w[2 * step]));
-  t = L::add_where(0xff00, t, L::all(w[3 * step]));
+  t = L::add_where(0xcccc, t, L::all(w[1]));
+  t = L::add_where(0xf0f0, t, L::all(w[2]));
+  t = L::add_where(0xff00, t, L::all(w[3]));
   L::store(table, t);
-  L::store(table + FL, L::add(t, L::all(w[4 * step])));
+  L::store(table + FL, L::add(t, L::all(w[4])));
 }
 
-// Tables of `groups` groups of two outputs, [group][2][table]; an output's numbers lie `step` apart.
+// Tables of `groups` groups of the numbers of two outputs, [group][2][kTable]. Not inlined, so that no store can alias.
 template <class Scalar>
-__attribute__((noinline)) void make_two_tables(const Scalar* a, const Scalar* b, long step, long groups, Scalar* tables) {
-  for (const Scalar* end = tables + groups * 2 * kTable; tables < end; tables += 2 * kTable) {
-    make_table(a, step, tables);
-    make_table(b, step, tables + kTable);
-    a += kGroup * step;
-    b += kGroup * step;
+__attribute__((noinline)) void make_two_tables(const Scalar* a, const Scalar* b, long groups, Scalar* tables) {
+  for (long g = 0; g < groups; g++) {
+    make_table(a + g * kGroup, tables + 2 * g * kTable);
+    make_table(b + g * kGroup, tables + (2 * g + 1) * kTable);
   }
 }
 
@@ -68,7 +67,7 @@ struct LookUpTap {
   uint16_t lanes[kLookUpVectors];
 };
 
-// sums[output][V vectors] of two outputs over taps and groups. spikes: [word][pitch] lanes; tables: [tap][group][2][table].
+// sums[output][V vectors] of two outputs over taps and groups. spikes: [word][pitch] lanes; tables: [tap][group][2][kTable].
 // Never inlined: among other code the compiler keeps sums in memory.
 template <int V, class Scalar>
 __attribute__((noinline)) void look_up_block(const uint32_t* spikes, long pitch, const LookUpTap* taps,
@@ -130,12 +129,10 @@ struct LookUpSpikes {
         spikes(tokens ? words * span * sizeof(uint32_t) : 0),
         taps(tokens ? blocks_of(tokens) * a.taps * sizeof(LookUpTap) : 0) {}
 
-  static long blocks_of(long tokens) {
-    return (tokens + kLookUpLanes - 1) / (kLookUpLanes);
-  }
+  static long blocks_of(long tokens) { return (tokens + kLookUpLanes - 1) / kLookUpLanes; }
 
   void fill(const Pixels& p) {
-    const long row = p.units() * kUnit, region = row + 2 * reach, per = inputs / maximum(1, a.channels);
+    const long row = p.units() * kUnit, region = row + 2 * reach;
     const long all = words_of(inputs), before = minimum(reach, p.begin), behind = minimum(p.total, p.end + reach);
     Scratch lower(all * sizeof(uint64_t));
     uint32_t* to = spikes.as<uint32_t>();
@@ -143,7 +140,7 @@ struct LookUpSpikes {
       for (long pixel = p.begin - before; pixel < behind; pixel++) {
         const long token = t * p.total + pixel, place = t * region + reach + pixel - p.begin;
         const uint64_t* bits = (const uint64_t*)a.input + token * all;
-        if (per == 2) {
+        if (a.counts) {
           lower_bits((const uint8_t*)a.input + token * a.channels, a.channels, lower.as<uint64_t>());
           bits = lower.as<uint64_t>();
         }
