@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,30 +33,42 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+def _hold(folder: Path) -> tuple[IO[str], bool]:
+    """The folder's lock file, held, and whether the folder was made here. Raises as `locked` does."""
+    while True:
+        try:
+            made = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / LOCK_FILE, "a+")  # noqa: SIM115 (held by the caller)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --output") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK_FILE)):
+                return file, made
+            file.close()  # its holder took the file away meanwhile
+        except FileNotFoundError:
+            file.close()
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown process"
+            file.close()
+            raise ValueError(
+                f"{folder}: another run is writing there ({holder}); choose another --output or wait for it"
+            ) from None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder. The system lets go when the process ends, however it ends.
 
-    A folder made here in which nothing came to be, because of an error, is taken away again.
+    A folder made here, in which an error let nothing come to be, is taken away again.
 
     Raises:
         ValueError: another process holds it, or the folder cannot be written.
     """
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_FILE, "a+")  # noqa: SIM115 (held for the whole block)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --output") from None
+    file, made = _hold(folder)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder}: another run is writing there ({file.read().strip() or 'unknown process'}); "
-                "choose another --output or wait for it"
-            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -64,9 +76,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                (folder / LOCK_FILE).unlink()  # still locked: nobody else has begun here
-                folder.rmdir()
+            with suppress(OSError):  # the error that is on its way says more
+                if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    (folder / LOCK_FILE).unlink()
+                    folder.rmdir()
             raise
         finally:
             _held.discard(file)

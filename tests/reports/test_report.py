@@ -199,6 +199,10 @@ def test_charts_of_little_or_odd_data() -> None:
     assert line_chart({"a": []}, "x", "y") == ""
     assert "<circle" in line_chart({"a": [(1.0, 2.0)]}, "x", "y")
     assert "nan" not in line_chart({"a": [(1.0, float("nan")), (2.0, 1.0)]}, "x", "y")
+    assert heat_map([], [], "x") == ""
+    assert "<rect" in heat_map([("silent", [0.0, 0.0])], ["1", "2"], "x")
+    assert ticks(0, 100, 4) == [0, 25, 50, 75, 100]
+    assert ticks(1, 1) == [1]
 
 
 def test_charts_of_one_run_share_their_epochs() -> None:
@@ -210,10 +214,6 @@ def test_charts_of_one_run_share_their_epochs() -> None:
     assert len(whole) > 2
     assert ticks_of(line_chart({"a": some}, "epoch", "top-1", x_range=(1.0, 100.0))) == whole
     assert ticks_of(line_chart({"a": some}, "epoch", "top-1")) != whole
-    assert heat_map([], [], "x") == ""
-    assert "<rect" in heat_map([("silent", [0.0, 0.0])], ["1", "2"], "x")
-    assert ticks(0, 100, 4) == [0, 25, 50, 75, 100]
-    assert ticks(1, 1) == [1]
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

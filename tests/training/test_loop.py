@@ -1,6 +1,8 @@
 """The loop's rules: non-finite losses, accumulation, folders, schedule, what is recorded."""
 
+import fcntl
 import json
+import shutil
 
 import pytest
 import torch
@@ -217,6 +219,34 @@ def test_a_refused_run_leaves_no_empty_folder(tmp_path, there, written, left):
     assert folder.exists() == left
     with locked(folder):  # and the next one can begin
         assert folder.exists()
+
+
+def test_the_error_of_a_refused_run_is_the_one_that_is_seen(tmp_path):
+    def refused():
+        with locked(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise ValueError("the real reason")
+
+    with pytest.raises(ValueError, match="the real reason"):
+        refused()
+    with pytest.raises(ValueError, match="cannot write there"), locked(tmp_path / ("n" * 300)):
+        pass
+
+
+def test_a_lock_file_taken_away_by_its_holder_is_made_anew(tmp_path, monkeypatch):
+    folder, flock, taken = tmp_path / "run", fcntl.flock, []
+
+    def take_away_first(file, how):
+        if not taken:  # as if the run before had failed between this one's opening and locking
+            taken.append((folder / ".lock").unlink())
+            folder.rmdir()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", take_away_first)
+    with locked(folder):
+        assert "process" in (folder / ".lock").read_text()
+        with pytest.raises(ValueError, match="another run is writing there"), locked(folder):
+            pass
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):

@@ -17,7 +17,7 @@ struct FloatChunk {
   Scratch weights, tables, sums;
   FloatChunk(const ProductArgs& a, long steps, long tokens)
       : a(a), spikes(a, steps, round_up(tokens, kUnit)), row(a.taps * spikes.groups * kGroup + 2 * kSlice),
-        pitch(round_up(tokens, kUnit) + FL),  // odd in lines: rows in sets of the cache of their own
+        pitch(round_up(tokens, kUnit) | FL),  // odd in lines: rows in sets of the cache of their own
         weights(tokens ? kSlice * row * sizeof(int32_t) : 0),
         tables(tokens ? a.taps * spikes.groups * 2 * kTable * sizeof(int32_t) : 0),
         sums(tokens ? kLine * pitch * sizeof(int32_t) : 0) {}
@@ -49,7 +49,8 @@ struct FloatChunk {
   }
 
   // Currents of the outputs [first, last) to rows: token (t, pixel) at out + t * step + (pixel - begin) * stride, output
-  // `first` at its start, which is a multiple of kSlice. `above`: sums of the fours in counts, [pixel - begin][above_stride].
+  // `first` at its start, which is a multiple of kSlice. `above`: sums of the fours in counts of one time step,
+  // [pixel - begin][above_stride].
   void multiply(const Pixels& p, long first, long last, float* out, long step, long stride, bool accumulate,
                 const Int* above = nullptr, long above_stride = 0) {
     const long width = product_tiles(a.outputs, FL).width();

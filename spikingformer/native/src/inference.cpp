@@ -186,7 +186,10 @@ template <class N> void product_fire(const ProductArgs& a, const N& neuron, long
     }
 #ifdef SPK_HAS_REGISTER_TABLES
     if constexpr (!integer) {
-      if (way == Way::tables && counts.largest <= 3)
+      // Not where rounding a step's pixels up, or the rows around a chunk's, would cost more than it spares.
+      const long pixels = tokens / steps, around = a.taps == 9 ? 2 * (a.width + 1) : 0;
+      const bool worthwhile = 2 * round_up(pixels, kUnit) <= 3 * pixels && around * steps <= 8 * kChunkTokens;
+      if (way == Way::tables && counts.largest <= 3 && worthwhile)
         return product_fire_chunks<N, FloatChunk>(a, neuron, steps, keep, kChunkTokens, bits);
     }
 #endif

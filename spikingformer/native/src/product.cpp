@@ -289,7 +289,11 @@ void turn_gradient(const float* gradient, long stride, long outputs, long tokens
 void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float* gradient, float* grad, int threads) {
   constexpr long kTokens = 32 * kWordInputs;  // a chunk: its tables fit the second-level cache
   constexpr long kLine = 32, kPitch = kTokens + FL;
+  static_assert(kTokens % 64 == 0 && kTokens <= SpikeColumns::kChunk, "a chunk is whole blocks of spikes");
   const long tokens = g.tokens(), rows = g.taps * g.channels, padded = (rows + FL - 1) / FL * FL;
+  // Few outputs: several threads share a line, so that none waits.
+  const long lines = (g.outputs + kLine - 1) / kLine, blocks = (padded + kLookUpLanes - 1) / kLookUpLanes;
+  const long parts = maximum(1, minimum(blocks, (2 * threads + lines - 1) / lines));
   SpikeColumns spikes(g, bits);
   Scratch lane_memory(kTokens / kWordInputs * padded * sizeof(uint32_t));
   Scratch sum_memory((g.outputs + FL - 1) / FL * FL * padded * sizeof(float));
@@ -313,18 +317,20 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
                 row < rows ? (uint32_t)cut(spikes.columns() + row * spikes.stride(), bit, minimum(kWordInputs, here - bit)) : 0;
           }
 #pragma omp for schedule(dynamic)
-      for (long line = 0; line < g.outputs; line += kLine) {
-        const long width = minimum(kLine, g.outputs - line);
+      for (long item = 0; item < lines * parts; item++) {
+        const long line = item / parts * kLine, part = item % parts, width = minimum(kLine, g.outputs - line);
+        const long row0 = blocks * part / parts * kLookUpLanes;
+        const long row1 = minimum(padded, blocks * (part + 1) / parts * kLookUpLanes);
         turn_gradient(gradient + first * g.outputs + line, g.outputs, width, here, turned, kPitch);
         for (long o = 0; o < width; o += 2) {
           make_two_tables(turned + o * kPitch, turned + (o + 1) * kPitch, groups, table.as<float>());
-          for (long row = 0; row < padded; row += kLookUpLanes) {
+          for (long row = row0; row < row1; row += kLookUpLanes) {
             LookUpTap all;
             for (long v = 0; v < kLookUpVectors; v++) {
               all.places[v] = (int32_t)(row + v * FL);
               all.lanes[v] = 0xffff;
             }
-            with_vectors<kLookUpVectors>(minimum(kLookUpVectors, (padded - row) / FL), [&](auto n) {
+            with_vectors<kLookUpVectors>(minimum(kLookUpVectors, (row1 - row) / FL), [&](auto n) {
               look_up_block<n.value>(lanes, padded, &all, 1, groups, table.as<float>(), sums + (line + o) * padded + row,
                                      padded, first == 0);
             });

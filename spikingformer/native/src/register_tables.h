@@ -52,9 +52,10 @@ template <class Scalar> SPK_INLINE void make_table(const Scalar* w, Scalar* tabl
   L::store(table + FL, L::add(t, L::all(w[4])));
 }
 
-// Tables of `groups` groups of the numbers of two outputs, [group][2][kTable]. Not inlined, so that no store can alias.
+// Tables of `groups` groups of the numbers of two outputs, [group][2][kTable].
 template <class Scalar>
-__attribute__((noinline)) void make_two_tables(const Scalar* a, const Scalar* b, long groups, Scalar* tables) {
+__attribute__((noinline)) void make_two_tables(const Scalar* __restrict a, const Scalar* __restrict b, long groups,
+                                               Scalar* __restrict tables) {
   for (long g = 0; g < groups; g++) {
     make_table(a + g * kGroup, tables + 2 * g * kTable);
     make_table(b + g * kGroup, tables + (2 * g + 1) * kTable);
