@@ -18,10 +18,6 @@ pytestmark = pytest.mark.skipif(not native.status().available, reason=native.sta
 RATES = [pytest.param(0.03, id="few fire"), pytest.param(0.5, id="many fire")]
 
 
-def words_of(fired: Tensor) -> Tensor:
-    return pack_spikes(fired.contiguous(memory_format=torch.channels_last)).bits
-
-
 def call(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, steps: int, fused: bool, keep: bool):
     """Currents (N, O, H, W) and the spikes' words (N * H * W, words) of x (N, C, H, W), N = T * B."""
     n, c, h, w = x.shape

@@ -197,31 +197,6 @@ void transpose_bits(uint64_t* words) {
     }
 }
 
-// Which tokens of a chunk have a pixel above, below, left and right of them; one bit a token.
-struct Neighbours {
-  long blocks;
-  Scratch memory;
-  explicit Neighbours(long blocks) : blocks(blocks), memory(4 * blocks * sizeof(uint64_t)) {}
-  void find(const Geometry& g, long first, long here) {
-    uint64_t* masks = memory.as<uint64_t>();
-    memset(masks, 0, 4 * blocks * sizeof(uint64_t));
-    long x = first % g.width, y = first / g.width % g.height;
-    for (long i = 0; i < here; i++) {
-      const uint64_t bit = 1ull << (i & 63);
-      uint64_t* at = masks + i / 64 * 4;
-      at[0] |= y > 0 ? bit : 0;
-      at[1] |= y + 1 < g.height ? bit : 0;
-      at[2] |= x > 0 ? bit : 0;
-      at[3] |= x + 1 < g.width ? bit : 0;
-      if (++x == g.width) x = 0, y = y + 1 == g.height ? 0 : y + 1;
-    }
-  }
-  uint64_t has(long block, long dy, long dx) const {
-    const uint64_t* at = memory.as<uint64_t>() + block * 4;
-    return (dy ? at[dy > 0] : ~0ull) & (dx ? at[2 + (dx > 0)] : ~0ull);
-  }
-};
-
 // A chunk's spikes, one bit a token: columns [tap][C][pitch] of what each tap reads.
 struct SpikeColumns {
   static constexpr long kChunk = 2048;  // tokens
@@ -254,7 +229,7 @@ struct SpikeColumns {
       for (long c = w * 64; c < minimum(g.channels, w * 64 + 64); c++) own[c * span + block] = square[c - w * 64];
     }
     if (g.taps != 9) return;
-    neighbours.find(g, first, here);
+    neighbours.find(g.height, g.width, first, here);
 #pragma omp for schedule(static)
     for (long row = 0; row < g.taps * g.channels; row++) {
       const long dy = row / g.channels / 3 - 1, dx = row / g.channels % 3 - 1;
@@ -290,13 +265,13 @@ void weight_gradient_tables(const Geometry& g, const uint64_t* bits, const float
   constexpr long kTokens = 32 * kWordInputs;  // a chunk: its tables fit the second-level cache
   constexpr long kLine = 32, kPitch = kTokens + FL;
   static_assert(kTokens % 64 == 0 && kTokens <= SpikeColumns::kChunk, "a chunk is whole blocks of spikes");
-  const long tokens = g.tokens(), rows = g.taps * g.channels, padded = (rows + FL - 1) / FL * FL;
+  const long tokens = g.tokens(), rows = g.taps * g.channels, padded = round_up(rows, FL);
   // Few outputs: several threads share a line, so that none waits.
   const long lines = (g.outputs + kLine - 1) / kLine, blocks = (padded + kLookUpLanes - 1) / kLookUpLanes;
   const long parts = maximum(1, minimum(blocks, (2 * threads + lines - 1) / lines));
   SpikeColumns spikes(g, bits);
   Scratch lane_memory(kTokens / kWordInputs * padded * sizeof(uint32_t));
-  Scratch sum_memory((g.outputs + FL - 1) / FL * FL * padded * sizeof(float));
+  Scratch sum_memory(round_up(g.outputs, FL) * padded * sizeof(float));
   uint32_t* lanes = lane_memory.as<uint32_t>();
   float* sums = sum_memory.as<float>();
 #pragma omp parallel num_threads(threads)

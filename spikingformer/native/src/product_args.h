@@ -27,6 +27,31 @@ struct Pixels {
   long count(long unit) const { return minimum(kUnit, end - first(unit)); }
 };
 
+// Which tokens of a chunk have a pixel above, below, left and right of them; one bit a token.
+struct Neighbours {
+  long blocks;
+  Scratch memory;
+  explicit Neighbours(long blocks) : blocks(blocks), memory(4 * blocks * sizeof(uint64_t)) {}
+  void find(long height, long width, long first, long here) {
+    uint64_t* masks = memory.as<uint64_t>();
+    memset(masks, 0, 4 * blocks * sizeof(uint64_t));
+    long x = first % width, y = first / width % height;
+    for (long i = 0; i < here; i++) {
+      const uint64_t bit = 1ull << (i & 63);
+      uint64_t* at = masks + i / 64 * 4;
+      at[0] |= y > 0 ? bit : 0;
+      at[1] |= y + 1 < height ? bit : 0;
+      at[2] |= x > 0 ? bit : 0;
+      at[3] |= x + 1 < width ? bit : 0;
+      if (++x == width) x = 0, y = y + 1 == height ? 0 : y + 1;
+    }
+  }
+  uint64_t has(long block, long dy, long dx) const {
+    const uint64_t* at = memory.as<uint64_t>() + block * 4;
+    return (dy ? at[dy > 0] : ~0ull) & (dx ? at[2 + (dx > 0)] : ~0ull);
+  }
+};
+
 // The two lower bits of a token's counts, side by side.
 SPK_INLINE void lower_bits(const uint8_t* counts, long channels, uint64_t* to) {
   memset(to, 0, words_of(2 * channels) * 8);

@@ -18,6 +18,7 @@ constexpr long kWordGroups = 6;                      // whose spikes a lane hold
 constexpr long kWordInputs = kGroup * kWordGroups;
 constexpr long kLookUpVectors = 8;                   // times two outputs: sums held in registers
 constexpr long kLookUpLanes = kLookUpVectors * FL;
+static_assert(kUnit == FL, "a unit of tokens is a vector");
 
 template <class Scalar> struct Lanes;
 template <> struct Lanes<int32_t> {
@@ -155,32 +156,19 @@ struct LookUpSpikes {
 
   void find_taps(const Pixels& p, long row, long region) {
     LookUpTap* all = taps.as<LookUpTap>();
-    const long vectors = p.steps * row / FL;
-    memset(all, 0, blocks_of(p.steps * row) * a.taps * sizeof(LookUpTap));
-    long x = p.begin % a.width, y = p.begin / a.width % a.height;
-    for (long tap = 0; tap < a.taps; tap++) {
-      const long shift = a.taps == 9 ? (tap / 3 - 1) * a.width + tap % 3 - 1 : 0;
-      for (long v = 0; v < vectors; v++) {
-        const long t = v * FL / row, i = v * FL % row;
-        at(all, v, tap).places[v % kLookUpVectors] = (int32_t)(t * region + reach + i + shift);
-      }
-    }
-    for (long i = 0; i < p.end - p.begin; i++) {
+    memset(all, 0, blocks_of(p.tokens()) * a.taps * sizeof(LookUpTap));
+    Neighbours neighbours((row + 63) / 64);
+    if (a.taps == 9) neighbours.find(a.height, a.width, p.begin, p.end - p.begin);
+    for (long unit = 0; unit < p.steps * p.units(); unit++)
       for (long tap = 0; tap < a.taps; tap++) {
         const long dy = a.taps == 9 ? tap / 3 - 1 : 0, dx = a.taps == 9 ? tap % 3 - 1 : 0;
-        if ((unsigned long)(y + dy) < (unsigned long)a.height && (unsigned long)(x + dx) < (unsigned long)a.width)
-          for (long t = 0; t < p.steps; t++) {
-            const long v = (t * row + i) / FL;
-            at(all, v, tap).lanes[v % kLookUpVectors] |= (uint16_t)(1u << (i % FL));
-          }
+        const long i = p.first(unit) - p.begin;
+        LookUpTap& to = all[unit / kLookUpVectors * a.taps + tap];
+        to.places[unit % kLookUpVectors] = (int32_t)(p.step(unit) * region + reach + i + dy * a.width + dx);
+        to.lanes[unit % kLookUpVectors] =
+            (uint16_t)(neighbours.has(i / 64, dy, dx) >> i % 64 & ((1ull << p.count(unit)) - 1));
       }
-      if (++x == a.width) {
-        x = 0;
-        if (++y == a.height) y = 0;
-      }
-    }
   }
-  LookUpTap& at(LookUpTap* all, long vector, long tap) const { return all[vector / kLookUpVectors * a.taps + tap]; }
 
   // sums[output][pitch] of two outputs, whose tables are given.
   void add_up(const Pixels& p, const int32_t* tables, int32_t* sums, long pitch) const {
