@@ -4,32 +4,11 @@
 // as long as these cannot overflow, then in 32. Nothing saturates; every sum is exact.
 #pragma once
 #include "shuffle_product.h"
+#include "spike_lists.h"
 
 namespace {
 
 constexpr int kMostCount = 127;  // two products of such a count and an int8 weight fit 16 bits
-
-// What counts of the tokens [begin, end) look like.
-struct CountRange {
-  int largest = 0;
-  double mean = 0;
-  CountRange(const ProductArgs& a, long begin, long end) {
-    const uint8_t* c = (const uint8_t*)a.input + begin * a.channels;
-    const long n = (end - begin) * a.channels;
-    long total = 0;
-    for (long i = 0; i < n; i += 4096) {
-      uint32_t sum = 0;
-      uint8_t most = 0;
-      for (long j = i; j < minimum(n, i + 4096); j++) {
-        sum += c[j];
-        most = c[j] > most ? c[j] : most;
-      }
-      total += sum;
-      largest = most > largest ? most : largest;
-    }
-    mean = n ? (double)total / (double)n : 0;
-  }
-};
 
 #ifdef SPK_HAS_SHUFFLE
 #if SPK_VECTOR_BYTES == 64

@@ -174,12 +174,13 @@ void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool
 // scratch at best.
 template <class N> void product_fire(const ProductArgs& a, const N& neuron, long steps, bool keep, uint64_t* bits) {
   constexpr bool integer = sizeof(typename N::Current) == 2;
+  typedef std::conditional_t<integer, IntegerProduct, FloatProduct> Product;
 #ifdef SPK_HAS_SHUFFLE
   const long tokens = a.images * a.height * a.width;
   if (tokens) {
-    const ListBlocks blocks(product_tiles(a.outputs, integer ? SL : FL), a.channels, a.taps);
+    const ListBlocks blocks(product_tiles(a.outputs, Product::lanes), a.channels, a.taps);
     const CountRange counts(a, 0, a.counts ? tokens : 0);
-    const Way way = choose_way<integer>(a, blocks, counts, 0, tokens);
+    const Way way = Product::choose(a, blocks, counts, 0, tokens);
     if constexpr (integer) {
       if (way == Way::shuffles) return product_fire_chunks<N, ShuffleChunk>(a, neuron, steps, keep, shuffled_chunk(a), bits);
       if (way == Way::bytes) return product_fire_chunks<N, CountChunk>(a, neuron, steps, keep, kChunkTokens, bits);
@@ -195,7 +196,7 @@ template <class N> void product_fire(const ProductArgs& a, const N& neuron, long
 #endif
   }
 #endif
-  product<integer>(a);
+  product<Product>(a);
   fire<false>(neuron, (const typename N::Current*)a.out, false, steps, a.images / steps, a.height, a.width, a.outputs, bits,
               a.threads);
 }
@@ -418,8 +419,8 @@ SPK_EXPORT(engine_attention_i16)(const uint64_t* qkv, long steps, long images, l
                                  int scale, int keep, int take, int threshold, uint64_t* bits, int threads) {
   attention(fixed(keep, take, threshold, scale), qkv, steps, images, tokens, channels, heads, bits, threads);
 }
-SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<false>(*args); }
-SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<true>(*args); }
+SPK_EXPORT(engine_product_f32)(const ProductArgs* args) { product<FloatProduct>(*args); }
+SPK_EXPORT(engine_product_i8)(const ProductArgs* args) { product<IntegerProduct>(*args); }
 // The product, then neurons without pooling on its currents (with `accumulate`, on a.out) over `steps` time steps.
 SPK_EXPORT(engine_product_fire_i8)(const ProductArgs* args, long steps, int keep_currents, int keep, int take, int threshold,
                                    uint64_t* bits) {

@@ -483,7 +483,7 @@ SPK_EXPORT(pack_weight)(const float* weight, long stride_output, long stride_cha
 }
 SPK_EXPORT(product_forward)(const uint64_t* bits, const int32_t* packed, const float* scale, const float* bias, float* out,
                             long images, long height, long width, long channels, long outputs, long taps, int threads) {
-  product<false>({bits, packed, scale, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
+  product<FloatProduct>({bits, packed, scale, bias, out, images, height, width, channels, outputs, taps, 0, 0, 1, threads});
 }
 // tables: by tables of subsets, the same time at any rate; else by lists, faster where little fires.
 SPK_EXPORT(product_weight_gradient)(const uint64_t* bits, const float* gradient, float* grad, long images, long height,
