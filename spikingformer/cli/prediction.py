@@ -56,11 +56,9 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
     from spikingformer.data.events import EventFileError
     from spikingformer.data.events.recording import load_recording_as_frames
 
-    data = (info.recipe or {}).get("data", {})
+    framing = info.event_framing
     try:
-        frames, seconds = load_recording_as_frames(
-            file, info.kwargs["time_steps"], data.get("split_by", "number"), info.image_size
-        )
+        frames, seconds = load_recording_as_frames(file, info.kwargs["time_steps"], framing.split_by, info.image_size)
     except EventFileError as error:
         return {"file": file, "error": str(error)}
     inputs = frames.to(_device(model))
@@ -71,20 +69,15 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         row["after_step"] = [info.class_names[int(step.argmax())] for step in steps]
     else:
         row["classes"] = _ranked(model(inputs)[0], info, top)
-    if hint := _too_long(seconds, data, file):
+    if hint := _too_long(seconds, framing.window_us / 1e6, file):
         row["hint"] = hint
     return row
 
 
-def _too_long(seconds: float, data: dict[str, Any], file: str) -> str | None:
-    """What to do where a model that was trained on windows is given more than two of them at once."""
-    from spikingformer.data.events.catalogue import CATALOGUE
-
-    data_set = CATALOGUE.get(data.get("name", ""))
-    trained = data_set.window_us.get(data.get("split", "")) if data_set is not None else None
-    if trained is None or seconds <= 2 * trained / 1e6:
+def _too_long(seconds: float, window: float, file: str) -> str | None:
+    """What to do where a model that was trained on windows (of `window` seconds) is given more than two of them."""
+    if not window or seconds <= 2 * window:
         return None
-    window = trained / 1e6
     return (
         f"{seconds:.1f} s taken as one input, but the model was trained on windows of {window:g} s: "
         f"classify it window by window with --stream {file} --window {window:g}"

@@ -12,12 +12,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--stream", metavar="RECORDING", help='classify window by window: an AEDAT file, or "-" for AEDAT 3.1 on stdin'
     )
     group.add_argument(
-        "--window", type=float, metavar="SECONDS", help="length of a window (default: 60 ms a time step)"
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="length of a window (default: that of the training samples, else 60 ms a step)",
     )
     group.add_argument(
         "--sensor", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="the camera's size"
     )
-    group.add_argument("--keep-state", action="store_true", help="membranes go on from window to window")
+    group.add_argument(
+        "--keep-state",
+        action="store_true",
+        help="membranes go on from window to window",
+    )
     group.add_argument("--loop", type=float, metavar="SECONDS", help="play the recording again and again for so long")
 
 
@@ -69,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.json:
         late = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
+        if cutter.restarts:
+            late += f"; started anew {cutter.restarts} times (a minute of silence, or times that go back as far)"
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
               f"longest latency {slowest * 1e3:.1f} ms{late}")  # fmt: skip
     return 0

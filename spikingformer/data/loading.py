@@ -38,6 +38,7 @@ class Step:
 class TrainingLoader(ABC):
     """Deals out an epoch from any step on."""
 
+    plan: StepPlan
     steps_per_epoch: int
 
     @abstractmethod

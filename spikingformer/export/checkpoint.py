@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import load_model
 from spikingformer.weights import shipped_file
@@ -27,7 +28,12 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
     if not isinstance(model, SpikingTransformer):
         raise ValueError(f"{path} holds {info.name}, which is not a spiking model of ours: export takes those only")
     preprocessing = Preprocessing(
-        info.image_size, tuple(info.mean), tuple(info.std), info.interpolation, info.crop_fraction
+        info.image_size,
+        tuple(info.mean),
+        tuple(info.std),
+        info.interpolation,
+        info.crop_fraction,
+        info.event_framing if info.kind == "events" else Framing(),
     )
     described = describe(model, info.class_names, file_sha256(source), preprocessing)
     return model, replace(described, input=info.kind)

@@ -6,7 +6,7 @@ hub `timm.create_model("hf-hub:USER/NAME", pretrained=True)`.
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
         "label_names": list(metadata.class_names),
         "time_steps": metadata.time_steps,
         "checkpoint_sha256": metadata.checkpoint_sha256,
+        **({"event_framing": asdict(pre.framing)} if metadata.input == "events" else {}),
         "pretrained_cfg": {
             "input_size": (model.config.in_chans, *pre.size),
             "mean": pre.mean,

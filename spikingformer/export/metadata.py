@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open
 
 import spikingformer
+from spikingformer.data.events.framing import Framing
 from spikingformer.models import VARIANTS, ModelConfig, SpikingTransformer
 
 FORMAT_VERSION = "1"
@@ -21,13 +22,15 @@ FORMAT_KEY = _PREFIX + "format_version"  # every exported file, whatever its for
 @dataclass(frozen=True)
 class Preprocessing:
     """From a picture to the model's input: resize the short side to size / crop_fraction, crop the centre, scale to
-    [0, 1], subtract `mean`, divide by `std` (per channel). Event frames are raw counts: mean 0, std 1."""
+    [0, 1], subtract `mean`, divide by `std` (per channel). Event frames are raw counts (mean 0, std 1) of a
+    recording cut as `framing` says."""
 
     size: tuple[int, int]  # rows, columns, in pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
+    framing: Framing = field(default_factory=Framing)  # of event frames
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class ExportMetadata:
             values: dict[str, Any] = {
                 f.name: found[f.name] if f.name in plain else json.loads(found[f.name]) for f in fields(cls)
             }
-            values["preprocessing"] = Preprocessing(**{k: _tuples(v) for k, v in values["preprocessing"].items()})
+            preprocessing = {k: _tuples(v) for k, v in values["preprocessing"].items()}
+            preprocessing["framing"] = Framing(**preprocessing.get("framing", {}))  # files before it have none
+            values["preprocessing"] = Preprocessing(**preprocessing)
             values["class_names"] = tuple(values["class_names"])
             values["config"] = {k: _tuples(v) for k, v in values["config"].items()}
             read = cls(**values)

@@ -49,6 +49,7 @@ def model_info(metadata: ExportMetadata) -> ModelInfo:
         interpolation=pre.interpolation,
         crop_fraction=pre.crop_fraction,
         kind=metadata.input,
+        framing=pre.framing,
         source=f"exported by spikingformer {metadata.package_version}",
         versions={"torch": torch.__version__},
     )

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ class StepPredictor(Predictor):
     def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
         """One frame (B, C, H, W) and the state (None: at rest) to (logits so far (B, classes), next state)."""
 
+    @abc.abstractmethod
+    def forget_votes(self, state: object) -> object:
+        """The state with membranes as they are, for logits that speak of the frames from here on alone."""
+
     def logits(self, x: Tensor) -> Tensor:
         frames: Sequence[Tensor] = x.unbind(1) if x.ndim == 5 else [x] * self.metadata.time_steps
         state, out = None, None
@@ -77,6 +82,10 @@ class ModulePredictor(StepPredictor):
         assert state is None or isinstance(state, StreamState)
         _check_numbers(frame)
         return self.model.stream(frame, state)
+
+    def forget_votes(self, state: object) -> object:
+        assert isinstance(state, StreamState)
+        return replace(state, feature_sum=torch.zeros_like(state.feature_sum), steps=0)
 
 
 class EnginePredictor(Predictor):
@@ -123,6 +132,11 @@ class OnnxStepPredictor(StepPredictor):
         logits, *after = self.session.run(outputs, dict(zip(self.names, (_array(frame), *state), strict=True)))
         return torch.from_numpy(logits), tuple(after)
 
+    def forget_votes(self, state: object) -> object:
+        assert isinstance(state, tuple)
+        steps, feature_sum, *membranes = state  # the order of graphs.py
+        return (np.zeros_like(steps), np.zeros_like(feature_sum), *membranes)
+
 
 class TorchPredictor(Predictor):
     """A torch.export program, or an AOTInductor package."""
@@ -155,6 +169,11 @@ class TorchStepPredictor(StepPredictor):
         assert isinstance(state, tuple)
         logits, *after = self.program(frame.float(), *state)
         return logits, tuple(after)
+
+    def forget_votes(self, state: object) -> object:
+        assert isinstance(state, tuple)
+        steps, feature_sum, *membranes = state  # the order of graphs.py
+        return (torch.zeros_like(steps), torch.zeros_like(feature_sum), *membranes)
 
 
 def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:

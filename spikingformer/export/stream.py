@@ -29,7 +29,7 @@ class StreamSettings:
     sensor_size: tuple[int, int] = (128, 128)  # rows, columns of the camera
     frame_size: tuple[int, int] = (128, 128)  # rows, columns that the model takes
     keep_state: bool = False  # True: membranes go on from window to window; False: each starts at rest
-    longest_gap_us: int = 60_000_000  # silence after which the stream starts anew at the next event
+    longest_gap_us: int = 60_000_000  # silence, or step back in time, after which the stream starts anew
 
     def __post_init__(self) -> None:
         for name in ("step_us", "steps"):
@@ -74,6 +74,7 @@ class FrameCutter:
     settings: StreamSettings
     start_us: int | None = None  # start of the frame being filled; None before the first event
     late_events: int = 0  # events older than the frame being filled: dropped
+    restarts: int = 0  # after a long silence or a step back in time
     events_in_frame: int = 0
     counts: NDArray[np.int64] = field(init=False)
 
@@ -83,12 +84,17 @@ class FrameCutter:
     def add(self, events: Events) -> Iterator[tuple[int, int, NDArray[np.float32]] | None]:
         """Yields (start, events, frame) for every frame that these events complete.
 
-        None stands for a silence too long to fill with empty frames: the next frame starts at the next event.
-        Raises ValueError for events off the sensor.
+        None stands for a silence too long to fill with empty frames, or for a clock that was set back so far: the next
+        frame starts at the next event. Raises ValueError for events off the sensor.
         """
         s = self.settings
         self._check_on_sensor(events)
+        if (np.diff(events["t"]) < 0).any():
+            events = events[np.argsort(events["t"], kind="stable")]
         t = events["t"]
+        if len(t) and self.start_us is not None and int(t[-1]) < self.start_us - s.longest_gap_us:
+            self._start_anew()
+            yield None
         while len(events):
             if self.start_us is None:
                 self.start_us = int(t[0])
@@ -102,8 +108,14 @@ class FrameCutter:
             silence = int(t[0]) - (self.start_us + s.step_us)
             yield self._finish()
             if silence > s.longest_gap_us:
-                self.start_us = None
+                self._start_anew()
                 yield None
+
+    def _start_anew(self) -> None:
+        self.start_us = None
+        self.counts[:] = 0
+        self.events_in_frame = 0
+        self.restarts += 1
 
     def _finish(self) -> tuple[int, int, NDArray[np.float32]]:
         assert self.start_us is not None
@@ -180,7 +192,9 @@ def classify_stream(
             )
             reported_late = cutter.late_events
             starts, seconds, events = [], [], 0
-            if not settings.keep_state:
+            if settings.keep_state:
+                runner.next_window()
+            else:
                 runner.restart()
 
 
@@ -196,6 +210,9 @@ class _StepByStep:
 
     def restart(self) -> None:
         self.state = None
+
+    def next_window(self) -> None:
+        self.state = self.predictor.forget_votes(self.state)
 
 
 class _WholeWindows:
@@ -218,6 +235,9 @@ class _WholeWindows:
     def restart(self) -> None:
         self.filled = 0
 
+    def next_window(self) -> None:
+        raise AssertionError("refused at the start: no state can be kept")
+
 
 def settings_for(
     predictor: Predictor,
@@ -225,10 +245,15 @@ def settings_for(
     sensor_size: tuple[int, int] = (128, 128),
     keep_state: bool = False,
 ) -> StreamSettings:
-    """Settings that fit a model: its T frames of its size in a window of `window_seconds` (default 60 ms a frame)."""
+    """Settings that fit a model: its T frames of its size in a window of `window_seconds`.
+
+    Default: the length of the samples that it was trained on; 60 ms a frame where these were whole recordings.
+    """
     steps = predictor.metadata.time_steps
     if window_seconds is not None and not 0 < window_seconds <= 3600:
         raise ValueError(f"a window lasts more than 0 and at most 3600 seconds, got {window_seconds}")
+    if window_seconds is None and (trained := predictor.metadata.preprocessing.framing.window_us):
+        window_seconds = trained / 1e6
     step_us = StreamSettings.step_us if window_seconds is None else round(window_seconds * 1e6 / steps)
     if step_us < 1:
         raise ValueError(f"a window of {window_seconds} s has less than a microsecond for each of its {steps} frames")

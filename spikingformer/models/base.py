@@ -90,6 +90,21 @@ class StreamState:
     steps: int  # time steps seen
 
 
+def _check_state(state: StreamState, batch: int, neurons: int) -> None:
+    if not isinstance(state, StreamState):
+        raise ValueError(f"expected the StreamState that stream() returned, or None, got {type(state).__name__}")
+    if len(state.membranes) != neurons:
+        raise ValueError(
+            f"the state holds membranes of {len(state.membranes)} neuron layers, this model has {neurons}: it is "
+            "another model's; start with None"
+        )
+    if len(state.feature_sum) != batch:
+        raise ValueError(
+            f"the state is of a batch of {len(state.feature_sum)}, the input of {batch}: give as many samples as "
+            "before, or start with None"
+        )
+
+
 def _mean_over_tokens(x: Tensor) -> Tensor:
     """(T, B, C, H, W) to (T, B, C), in the order in which x lies in memory: its gradient lies alike, without a copy."""
     return x.permute(0, 1, 3, 4, 2).mean((2, 3)) if x.stride(2) == 1 else x.mean((3, 4))
@@ -189,9 +204,12 @@ class SpikingTransformer(nn.Module):
         """One or more time steps of a longer input: (logits so far (B, num_classes), the state to go on from).
 
         x: one time step (B, C, H, W), or several (B, T, C, H, W). Feeding all steps gives the logits of one call.
+        Raises ValueError for a state of another model or of another batch size.
         """
         frames, _ = self.frames(x)
         neurons = self.neurons()
+        if state is not None and not torch.compiler.is_compiling():
+            _check_state(state, len(x), len(neurons))
         membranes: State = {} if state is None else dict(zip(neurons, state.membranes, strict=True))
         features = _mean_over_tokens(self._features(frames, 1, membranes)).sum(0)
         steps = len(frames)

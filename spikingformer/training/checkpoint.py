@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spikingformer.data.events.framing import Framing, framing_of
 from spikingformer.training.hub_folder import is_hub_folder, read_hub_folder
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 from spikingformer.weights import shipped_file
@@ -33,7 +34,8 @@ class ModelInfo:
     name, kwargs: arguments of timm.create_model. mean, std: per channel, for pictures scaled to [0, 1].
     kind: "pictures" (B, C, H, W) or "events" (B, T, C, H, W). metrics: of the saved weights.
     metrics_part: what the metrics were counted on, TEST_PART or HELD_OUT; None: the file does not say, as older ones,
-    which `evaluated_on` then reads from the recipe. source: how the weights were made.
+    which `evaluated_on` then reads from the recipe. source: how the weights were made. framing: of event frames, where
+    there is no recipe to read it from.
     """
 
     name: str
@@ -50,12 +52,18 @@ class ModelInfo:
     source: str = "trained"
     versions: dict[str, str] = field(default_factory=dict)
     metrics_part: str | None = None
+    framing: Framing | None = None
 
     @property
     def evaluated_on(self) -> str:
         """What the metrics were counted on, in words."""
         fraction = (self.recipe or {}).get("data", {}).get("validation_fraction")
         return self.metrics_part or (UNKNOWN_PART if fraction is None else choosing_part(fraction))
+
+    @property
+    def event_framing(self) -> Framing:
+        """How recordings are cut into frames for an event model."""
+        return self.framing or framing_of((self.recipe or {}).get("data", {}))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -120,6 +128,8 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             raise KeyError("format")
         for name in ("class_names", "mean", "std"):
             values[name] = tuple(values[name])
+        if values.get("framing") is not None:
+            values["framing"] = Framing(**values["framing"])
         info = ModelInfo(**values)
         _ = info.image_size, info.channels
     except (KeyError, TypeError, ValueError):

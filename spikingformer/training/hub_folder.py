@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spikingformer.data.events.framing import Framing
 from spikingformer.training.tensor_file import read_tensors
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def read_hub_folder(folder: Path) -> "tuple[dict[str, torch.Tensor], ModelInfo]"
             crop_fraction=float(pre["crop_pct"]),
             kind="events" if channels == 2 else "pictures",
             source=f"hub folder {folder.name}",
+            framing=Framing(**config.get("event_framing", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

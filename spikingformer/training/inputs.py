@@ -1,6 +1,7 @@
 """From a recipe to loaders: which set, in memory or by workers, for this process of all."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,14 @@ class Inputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kind: str
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run compares: it must learn from the same data."""
+        return {
+            "class_names": list(self.class_names),
+            "training_samples": self.train.plan.samples,
+            "test_samples": self.test.samples,
+        }
 
 
 def _plan(recipe: Recipe, samples: int, world: World) -> StepPlan:

@@ -131,6 +131,7 @@ class Trainer:
             self.recipe.model_dump(mode="json"),
             self.world.size,
             versions(),
+            self.inputs.identity(),
         )
 
     def restore(self, state: RunState) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import choosing_part, load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
-from spikingformer.training.inputs import create_inputs
+from spikingformer.training.inputs import Inputs, create_inputs
 from spikingformer.training.loop import Trainer
 from spikingformer.training.nonfinite import first_nonfinite
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
@@ -76,6 +77,20 @@ def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
             + f"\nResume with the recipe it was started with (`spikingformer train {folder} --resume`), "
             "or choose another --output."
         )
+
+
+def _check_same_data(folder: Path, state: RunState, inputs: Inputs) -> None:
+    now = inputs.identity()
+    if state.data is not None and state.data != now:
+        name = next(key for key in now if state.data.get(key) != now[key])
+        raise ValueError(
+            f"{folder}: its run learnt from other data: {name} {_shortened(state.data.get(name))} there, "
+            f"{_shortened(now[name])} now. Give data.root of the data it was started with, or choose another --output."
+        )
+
+
+def _shortened(value: Any) -> str:
+    return textwrap.shorten(", ".join(value) if isinstance(value, list) else str(value), 60, placeholder=" ...")
 
 
 def _processes(recipe: Recipe, world: World) -> str:
@@ -141,6 +156,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             if inputs_note:
                 console.print(f"{folder}: {inputs_note}", markup=False)
         inputs = create_inputs(recipe, device, world)
+        if state is not None:
+            _check_same_data(folder, state, inputs)
         model = build_model(recipe, len(inputs.class_names), inputs.kind)
         if recipe.precision == "fp64":
             model = model.double()
@@ -183,6 +200,12 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             + _processes(recipe, world)
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
         )
+        if 0 < recipe.epochs <= recipe.schedule.warmup_epochs and recipe.schedule.name != "constant":
+            reporter.say(
+                f"schedule.warmup_epochs={recipe.schedule.warmup_epochs} of epochs={recipe.epochs}: the learning rate "
+                "only rises; for a result, give fewer schedule.warmup_epochs",
+                "yellow",
+            )
         began = time.monotonic()
         total = trainer.steps_per_epoch * recipe.total_epochs
         with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:

@@ -51,6 +51,7 @@ class RunState:
     recipe: dict[str, Any]
     world_size: int
     versions: dict[str, str]
+    data: dict[str, Any] | None = None  # what it learnt from (Inputs.identity); None in older states
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -112,6 +113,7 @@ def save_state(folder: Path, state: RunState) -> None:
         "recipe": state.recipe,
         "world_size": state.world_size,
         "versions": state.versions,
+        "data": state.data,
     }
     try:
         keep_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
@@ -141,6 +143,7 @@ def _read(path: Path) -> RunState:
             text["recipe"],
             text["world_size"],
             text["versions"],
+            text.get("data"),
         )
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: not a training state of this version ({FORMAT})") from None

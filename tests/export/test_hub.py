@@ -7,12 +7,16 @@ import pytest
 import timm
 import torch
 
-from spikingformer.export import Preprocessing, describe, fold_batch_norm
+from spikingformer.data.events.framing import Framing
+from spikingformer.export import Preprocessing, describe, export_weights, fold_batch_norm
+from spikingformer.export.checkpoint import load_checkpoint
 from spikingformer.export.hub import arguments_beyond_variant, push_hub_folder, save_hub_folder
+from spikingformer.export.metadata import ExportMetadata
 from spikingformer.export.model_card import CardFacts, EnergyEstimate, model_card
-from spikingformer.training.checkpoint import ModelInfo, load_model
+from spikingformer.export.opened import open_exported
+from spikingformer.training.checkpoint import ModelInfo, load_model, save_model
 
-from .conftest import small_model
+from .conftest import SMALL, small_model
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 
@@ -167,6 +171,27 @@ def test_commands_read_the_folder(tmp_path, name, overrides, shape, kind):
         torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
     assert (info.class_names, info.kind, info.crop_fraction) == (tuple(NAMES), kind, 0.875)
     assert info.image_size == tuple(model.config.img_size)
+
+
+def test_every_file_remembers_how_recordings_were_framed(tmp_path):
+    model = small_model("spikformer_2_256", img_size=32, time_steps=3)
+    arguments = {**SMALL, "img_size": 32, "in_chans": 2}
+    recipe = {"data": {"name": "gesture", "split": "windows", "split_by": "time"}}
+    info = ModelInfo("spikformer_2_256", {**arguments, "time_steps": 3}, tuple(NAMES), (0.0, 0.0), (1.0, 1.0),
+                     kind="events", recipe=recipe)  # fmt: skip
+    save_model(tmp_path / "best.safetensors", model.state_dict(), info)
+    loaded, metadata = load_checkpoint(tmp_path / "best.safetensors")
+    framing = Framing("time", 200_000)
+    assert metadata.preprocessing.framing == framing
+    folded = export_weights(loaded, tmp_path / "folded.safetensors", metadata=metadata, check=False).path
+    assert open_exported(folded)[1].event_framing == framing
+    save_hub_folder(loaded, tmp_path / "hub", metadata, CardFacts())
+    assert load_model(tmp_path / "hub")[1].event_framing == framing
+    older = metadata.to_strings()
+    described = json.loads(older["spikingformer.preprocessing"])
+    del described["framing"]
+    older["spikingformer.preprocessing"] = json.dumps(described)
+    assert ExportMetadata.from_strings(older).preprocessing.framing == Framing()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import io
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from spikingformer.data.events import EventFileError, make_events, write_aedat31
+from spikingformer.data.events.framing import Framing
 from spikingformer.engine import Engine
 from spikingformer.export import describe
 from spikingformer.export.event_source import aedat31_chunks, event_chunks, looped
@@ -90,8 +92,39 @@ def test_kept_state_goes_on_where_the_window_before_ended(predictor):
     events = random_events(800)
     settings = StreamSettings(1000, 3, (32, 32), (32, 32), keep_state=True)
     last = list(classify_stream(predictor, [events], settings))[-1]
-    expected = predictor.logits(frames_of(events, int(events["t"][0]), 9)[None]).softmax(-1)[0]
+    frames = frames_of(events, int(events["t"][0]), 9)[None]
+    with torch.no_grad():
+        features = predictor.model.forward_features(frames)  # membranes of all nine frames
+        expected = predictor.model.forward_head(features[-3:]).softmax(-1)[0]  # the vote of the last three
+        whole = predictor.model(frames).softmax(-1)[0]
     torch.testing.assert_close(torch.tensor(last.probabilities), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(expected, whole, atol=1e-4)
+
+
+def test_a_clock_that_is_set_back_starts_anew(predictor):
+    before, after = random_events(400, 4000), random_events(800, 4000, seed=1)
+    before["t"] += 500_000_000
+    cutter = FrameCutter(SETTINGS)
+    first, second = classify_stream(predictor, [before, after], SETTINGS, cutter)
+    assert (first.start_us, second.start_us) == (before["t"][0], after["t"][0])
+    assert (cutter.restarts, cutter.late_events) == (1, 0)
+
+
+def test_one_time_stamp_from_the_future_costs_no_more_than_its_window(predictor):
+    events = random_events(3000, 30_000)
+    events["t"][1000] = 2**31  # 10 ms on, in the middle of a packet
+    cutter = FrameCutter(SETTINGS)
+    windows = list(classify_stream(predictor, in_pieces(events, 10), SETTINGS, cutter))
+    assert len(windows) >= 8  # of ten
+    assert cutter.restarts == 2
+
+
+def test_windows_are_as_long_as_the_training_samples(predictor):
+    framing = replace(predictor.metadata.preprocessing, framing=Framing("time", 150_000))
+    trained = ModulePredictor(predictor.model, replace(predictor.metadata, preprocessing=framing))
+    assert settings_for(trained).step_us == 150_000 // predictor.metadata.time_steps
+    assert settings_for(trained, window_seconds=0.3).step_us == 300_000 // predictor.metadata.time_steps
+    assert settings_for(predictor).step_us == 60_000
 
 
 def test_silence_gives_empty_frames_and_a_long_one_a_new_start():

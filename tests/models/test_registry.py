@@ -222,6 +222,13 @@ def test_wrong_arguments_say_what_to_do():
     for stages in ([4, 5], [0, 0]):
         with pytest.raises(ValueError, match=r"pooled_stages must be different numbers of 0, 1, 2, 3, got \("):
             timm.create_model("spikingformer_8_384", pooled_stages=stages)
+    _, state = small("spikingformer_4_384").stream(torch.zeros(2, 3, 16, 16, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the state is of a batch of 2, the input of 1: give as many samples"):
+        small("spikingformer_4_384").stream(torch.zeros(1, 3, 16, 16, dtype=torch.float64), state)
+    with pytest.raises(ValueError, match=r"membranes of \d+ neuron layers, this model has \d+: it is another model's"):
+        small("spikingformer_4_384", depth=1).stream(torch.zeros(2, 3, 16, 16, dtype=torch.float64), state)
+    with pytest.raises(ValueError, match="expected the StreamState that stream"):
+        small("spikingformer_4_384").stream(torch.zeros(2, 3, 16, 16, dtype=torch.float64), state.membranes)
     with pytest.raises(ValueError, match="takes 3 channels, got 1"):
         small("spikingformer_4_384").stream(torch.zeros(1, 1, 16, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match="takes 3 channels, got 1"):

@@ -8,8 +8,10 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spikingformer.data.loading import MemoryTraining
 from spikingformer.reproduce.runs import check_overrides
@@ -280,6 +282,31 @@ def test_no_whole_state_is_an_error(tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(ValueError, match="No whole state in"):
         train(tiny_recipe(epochs=1), tmp_path, resume=True)
+
+
+def test_resume_on_other_data_is_refused(tmp_path):
+    root = tmp_path / "pictures"
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(root / part / name / f"{i}.png")
+    recipe = tiny_recipe(epochs=2, batch_size=4, data__name="folder", data__root=str(root), data__channels=1,
+                         augment__engine="per_sample")  # fmt: skip
+    train(recipe, tmp_path / "run")
+    state = load_state(tmp_path / "run")[0]
+    save_state(tmp_path / "run", replace(state, progress=replace(state.progress, epoch=1, finished=False)))
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(root / "train" / "dog" / "new.png")
+    with pytest.raises(ValueError, match="its run learnt from other data: training_samples 8 there, 9 now"):
+        train(recipe, tmp_path / "run", resume=True)
+    (root / "train" / "dog" / "new.png").unlink()
+    for part in ("train", "val"):
+        (root / part / "dog").rename(root / part / "wolf")
+    with pytest.raises(ValueError, match="class_names cat, dog there, cat, wolf now"):
+        train(recipe, tmp_path / "run", resume=True)
+    for part in ("train", "val"):
+        (root / part / "wolf").rename(root / part / "dog")
+    train(recipe, tmp_path / "run", resume=True)
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path):
