@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .models import SpikingTransformer
@@ -16,6 +17,7 @@ DROPPED = (
     r"block\.\d+\.norm[12]\.(weight|bias)",  # LayerNorms that are built and never called
     r"norm\.(weight|bias)",  # Spikformer for DVS: the same
     r"pos_embed",  # Spikformer for DVS: the same
+    r"block\.\d+\.attn\.res_lif",  # Spikformer for DVS: a neuron that is built and never called
     r"(.*\.)?total_(ops|params)",  # left behind by an operation counter
 )
 
@@ -32,6 +34,10 @@ _SPIKINGFORMER = [
     (r"block\.(\d+)\.mlp\.mlp1_lif\b", r"blocks.\1.mlp.lif"),
     (r"block\.(\d+)\.mlp\.mlp2_lif\b", r"blocks.\1.mlp.fc1.lif"),
     (r"block\.(\d+)\.mlp\.mlp([12])_(conv|bn)\b", r"blocks.\1.mlp.fc\2.\3"),
+    # names of an earlier version of the code, seen in the released log of 8-512's energy
+    (r"patch_embed\.proj_(conv|bn)(\d)\b", r"stem.stages.\2.\1"),
+    (r"patch_embed\.rpe_(conv|bn)\b", r"stem.last.\1"),
+    (r"block\.(\d+)\.mlp\.fc([12])_(conv|bn)\b", r"blocks.\1.mlp.fc\2.\3"),
 ]
 _SPIKFORMER = [
     *_STEM,
@@ -144,6 +150,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
             problems.append(f"{key}: shape {tuple(value.shape)}, the model's {name} is {tuple(target[name].shape)}")
         else:
             converted[name] = value.reshape(target[name].shape)
+    for name in set(target) - set(converted):
+        if name.endswith("num_batches_tracked"):  # averages by momentum do not read it, and some files leave it out
+            converted[name] = torch.zeros_like(target[name])
     problems += [f"{name}: missing from the checkpoint" for name in sorted(set(target) - set(converted))]
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")

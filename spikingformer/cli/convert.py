@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         kwargs.setdefault("num_heads", _CIFAR100_HEADS)
         statistics = cifar_files("cifar100")
         mean, std = args.mean or statistics.mean, args.std or statistics.std
+    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training went wrong")
     model = create_model(args.model, kwargs)
     converted = convert_state_dict(weights, model)
     load_weights(model, converted, source)

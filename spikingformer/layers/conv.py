@@ -20,7 +20,8 @@ def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -
 
     Copies change neither mean nor biased variance; only the unbiased factor n / (n - 1) of running_var sees them.
     """
-    if not bn.training or repeats == 1 or bn.running_var is None or bn.momentum is None:
+    moves = isinstance(bn, nn.modules.batchnorm._BatchNorm) and bn.training  # not timm's FrozenBatchNorm2d
+    if not moves or repeats == 1 or bn.running_var is None or bn.momentum is None:
         return bn(y)
     before = bn.running_var.clone()
     n: float | Tensor = y.numel() // y.shape[1]
@@ -41,18 +42,33 @@ def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -
     return out
 
 
-class ConvBN(nn.Module):
-    """Convolution (kernel 1 or 3, stride 1, same size) and BatchNorm: spikes (T, B, in, H, W) to currents.
+def _same_size_conv(in_channels: int, out_channels: int, kernel_size: int, bias: bool) -> nn.Conv2d:
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, so that pictures keep their size, got {kernel_size}")
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
-    `repeats`: how many equal time steps a call with T = 1 stands for (a still picture's stem).
+
+def _check_axes(x: Tensor) -> None:
+    if x.ndim != 5:
+        raise ValueError(
+            f"expected spikes (T, B, C, H, W), got shape {tuple(x.shape)}: time comes first, T = 1 without it"
+        )
+
+
+class ConvBN(nn.Module):
+    """Convolution (odd kernel, stride 1, same size) and BatchNorm: spikes (T, B, in, H, W) to currents.
+
+    `repeats`: how many equal time steps a call with T = 1 stands for (a still picture's stem). Raises ValueError for an
+    even kernel, and for x without its time axis.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.conv = _same_size_conv(in_channels, out_channels, kernel_size, bias)
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        _check_axes(x)
         if (ops := stage_ops(x, self.conv, self.bn)) is not None:
             y = product(x, self.conv, ops)
             if (out := normalise(y, self.bn, ops, repeats)) is not None:
@@ -83,12 +99,13 @@ class ConvBNLIF(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {POOLS}, got {pool!r}")
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.conv = _same_size_conv(in_channels, out_channels, kernel_size, bias)
         self.bn = nn.BatchNorm2d(out_channels)
         self.pool = pool
         self.lif = LIF(lif)
 
     def forward(self, x: Tensor, state: State | None = None, repeats: int = 1) -> Tensor:
+        _check_axes(x)
         if state is None and (ops := stage_ops(x, self.conv, self.bn, self.lif)) is not None:
             return fire(product(x, self.conv, ops), self.bn, self.lif.config, ops, self.pool, repeats)
         y = self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))

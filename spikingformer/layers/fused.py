@@ -47,7 +47,7 @@ def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module 
     settings = conv.padding_mode, conv.padding, conv.stride, conv.dilation, conv.groups
     if settings != ("zeros", same_size, (1, 1), (1, 1), 1):
         return None  # changed by hand
-    backend = choose_backend(x)
+    backend = choose_backend(x, neuron.config.surrogate if isinstance(neuron, LIF) else None)
     if backend == "triton":
         from spikingformer.neurons.triton import ops as triton_ops
 
@@ -61,7 +61,9 @@ def stage_ops(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, neuron: nn.Module 
 
 def attention_ops(x: Tensor, neuron: nn.Module) -> ModuleType | None:
     """The fused attention that serves x, or None where the neuron must be called as a module."""
-    if not _is_plain(neuron, LIF) or watches_calls() or choose_backend(x) != "native" or not _native_serves(x):
+    if not isinstance(neuron, LIF) or not _is_plain(neuron, LIF) or watches_calls() or not _native_serves(x):
+        return None
+    if choose_backend(x, neuron.config.surrogate) != "native":
         return None
     from spikingformer.native import ops as native_ops
 

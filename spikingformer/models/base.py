@@ -51,8 +51,10 @@ class ModelConfig:
             object.__setattr__(self, name, int(value))  # numpy's, for one
         if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
             raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"mlp_ratio must be larger than 0, got {self.mlp_ratio}")
+        if not self.embed_dim * self.mlp_ratio >= 1:
+            raise ValueError(
+                f"mlp_ratio must give at least one hidden channel for embed_dim {self.embed_dim}, got {self.mlp_ratio}"
+            )
         if self.pool not in ("cml", "sps"):
             raise ValueError(f'pool must be "cml" or "sps", got {self.pool!r}')
         if self.attention_order not in ORDERS:

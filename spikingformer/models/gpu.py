@@ -33,7 +33,7 @@ def features_on_gpu(model: Any, frames: Tensor, repeats: int) -> Tensor | None:
         or torch.jit.is_tracing()
         or torch._C._functorch.is_functorch_wrapped_tensor(frames)
         or watches_calls()
-        or choose_backend(frames) != "triton"
+        or choose_backend(frames, model.config.surrogate) != "triton"
         or not frames.numel()
         or not _serves(model, frames)
     ):

@@ -74,6 +74,7 @@ def neuron_constants(config: NeuronConfig) -> tuple[float, float, float | None, 
     from spikingformer.neurons.surrogate import get_surrogate
 
     surrogate = get_surrogate(config.surrogate)
+    assert surrogate.index is not None, "choose_backend lets no other one through"
     alpha = surrogate.alpha if config.alpha is None else config.alpha
     return (
         config.tau, config.v_threshold, config.v_reset, surrogate.index, alpha, config.detach_reset, config.decay_input,

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from .surrogate import has_kernel
+
 BACKENDS = ("auto", "reference", "native", "triton")
 _log = logging.getLogger("spikingformer")
 
@@ -72,8 +74,10 @@ def unavailable(name: str) -> str | None:
     return _probed[name]
 
 
-def _unfit(name: str, x: Tensor) -> str | None:
+def _unfit(name: str, x: Tensor, surrogate: str | None) -> str | None:
     """Why backend `name` cannot serve x, or None where it can."""
+    if name != "reference" and surrogate is not None and not has_kernel(surrogate):
+        return f"its kernels have no form of the surrogate {surrogate!r}"
     if name != "reference" and not torch.compiler.is_compiling() and torch.jit.is_tracing():
         return "torch.jit.trace would record its results as constants (torch.export and torch.compile see through it)"
     if name == "native":
@@ -92,18 +96,18 @@ def _unfit(name: str, x: Tensor) -> str | None:
 _said: set[tuple[str, str, torch.dtype]] = set()
 
 
-def choose_backend(x: Tensor) -> str:
-    """The backend that serves x: "reference", "native" or "triton".
+def choose_backend(x: Tensor, surrogate: str | None = None) -> str:
+    """The backend that serves x, and neurons of a surrogate: "reference", "native" or "triton".
 
     Raises ValueError where a backend was asked for by name and cannot serve x.
     """
     name = requested_backend()
     if name == "auto":
-        name = next((n for n in ("triton", "native") if _unfit(n, x) is None), "reference")
+        name = next((n for n in ("triton", "native") if _unfit(n, x, surrogate) is None), "reference")
         if not torch.compiler.is_compiling() and (what := (name, x.device.type, x.dtype)) not in _said:
             _said.add(what)
             _log.info("backend auto: %s for %s tensors of %s", name, what[1], what[2])
         return name
-    if (why := _unfit(name, x)) is not None:
+    if (why := _unfit(name, x, surrogate)) is not None:
         raise ValueError(f"backend {name!r} cannot be used: {why}; ask for 'auto' or 'reference'")
     return name

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from .surrogate import get_surrogate
 
@@ -25,6 +26,13 @@ class LIFConfig:
 
     def __post_init__(self) -> None:
         surrogate = get_surrogate(self.surrogate)
+        for name in ("tau", "v_threshold", "v_reset", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise ValueError(
+                    f"{name} must be a number, got {type(value).__name__}: it is fixed when the neuron is made, and is "
+                    "not learnt"
+                )
         if self.alpha is None:
             object.__setattr__(self, "alpha", surrogate.alpha)
         if not (math.isfinite(self.tau) and self.tau >= 1):

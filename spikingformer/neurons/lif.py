@@ -16,7 +16,7 @@ def lif(
 
     Returns (spikes (T, ...) in x's dtype, last membrane (...); None may stand for one that is not wanted).
     """
-    backend = choose_backend(x)
+    backend = choose_backend(x, config.surrogate)
     if backend == "native":
         from spikingformer.native import ops as native_ops
 

@@ -1,6 +1,9 @@
 """Surrogate gradients: what stands for d spike / d h, where the true derivative is zero or infinite.
 
 `u = h - v_threshold` throughout. Every function is a bell of u with its own width parameter alpha.
+
+Your own: `SURROGATES["mine"] = Surrogate(None, 1.0, derivative, "source")`, then `LIFConfig(surrogate="mine")`. The
+fused kernels have no form of it, so the plain neuron serves ("auto" takes it by itself, other backends refuse).
 """
 
 import math
@@ -13,11 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surrogate:
-    """One surrogate: `index` is its number in the fused kernels, `alpha` its default width."""
+    """One surrogate: `index` is its number in the fused kernels (None: not there), `alpha` its default width."""
 
-    index: int
+    index: int | None
     alpha: float
-    derivative: Callable[[Tensor, float], Tensor]
+    derivative: Callable[[Tensor, float], Tensor]  # (u, alpha) to d spike / d h
     source: str
 
 
@@ -55,12 +58,19 @@ SURROGATES: dict[str, Surrogate] = {
     "gaussian": Surrogate(5, 2.0, _gaussian, "alpha / sqrt(pi) exp(-(alpha u)^2), the derivative of erf"),
 }
 
+_FUSED = dict(SURROGATES)  # those that the kernels were written for, whatever the table holds later
+
 
 def get_surrogate(name: str) -> Surrogate:
     """The surrogate called `name`. Raises ValueError that lists the names there are."""
     if name not in SURROGATES:
         raise ValueError(f"unknown surrogate {name!r}: use one of {', '.join(SURROGATES)}")
     return SURROGATES[name]
+
+
+def has_kernel(name: str) -> bool:
+    """Whether the fused kernels compute this surrogate: those that come with the package, as they come."""
+    return name in _FUSED and SURROGATES[name] is _FUSED[name]
 
 
 class _Spike(torch.autograd.Function):

@@ -206,6 +206,12 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
                 "only rises; for a result, give fewer schedule.warmup_epochs",
                 "yellow",
             )
+        if recipe.batch_size == 1:
+            reporter.say(
+                "batch_size=1: the last BatchNorm normalises over the values that the head averages, so gradients "
+                "vanish; give at least 2",
+                "yellow",
+            )
         began = time.monotonic()
         total = trainer.steps_per_epoch * recipe.total_epochs
         with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:

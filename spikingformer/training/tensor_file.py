@@ -31,7 +31,17 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    write_atomic(path, save(plain, {**metadata, _CHECKSUM: digest(plain, metadata)}))
+    write_atomic(path, _in_fixed_order(save(plain, {**metadata, _CHECKSUM: digest(plain, metadata)})))
+
+
+def _in_fixed_order(content: bytes) -> bytes:
+    """A safetensors file with its text sorted by key: the library writes it in another order each time."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -3,7 +3,9 @@
 import copy
 
 import pytest
+import timm
 import torch
+from timm.utils import freeze
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -169,3 +171,22 @@ def test_the_fused_stage_steps_aside_where_modules_are_watched_or_changed(fused_
     layer(x)
     assert seen == ["Conv2d", "BatchNorm2d", "LIF"]
     assert fused_calls == ["fused"]
+
+
+def test_shapes_that_make_no_sense_are_refused():
+    for layer in (ConvBN, ConvBNLIF):
+        with pytest.raises(ValueError, match="kernel_size must be odd, so that pictures keep their size, got 2"):
+            layer(3, 4, 2)
+        with pytest.raises(ValueError, match=r"expected spikes \(T, B, C, H, W\), got shape \(1, 3, 8, 8\)"):
+            layer(3, 4, 3)(torch.rand(1, 3, 8, 8))
+
+
+def test_timms_frozen_batch_norm_trains_on_with_its_statistics():
+    model = timm.create_model("spikingformer_cml_4_384", embed_dim=32, depth=1, num_heads=4, img_size=16)
+    model.eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+    freeze(model)
+    model.train()
+    torch.testing.assert_close(model(x).detach(), expected, rtol=0, atol=1e-4)

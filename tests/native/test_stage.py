@@ -128,6 +128,20 @@ def test_batch_norm_alone_with_all_gradients(isa, dtype, training, shape):
             torch.testing.assert_close(g, e, **TOLERANCE[dtype])
 
 
+def test_a_scale_of_zero_ties_the_whole_window(isa):
+    torch.manual_seed(0)
+    y = torch.randn(2, 2, 3, 6, 5, dtype=torch.float64)
+    running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    grads = []
+    for run in (plain_stage, lambda *a: fused_stage(*a, False)):
+        weight = torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        bias = torch.tensor([1.5, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
+        s, _ = run(y, weight, bias, LIFConfig(), "cml", None, True, 1, [r.clone() for r in running])
+        s.backward(torch.arange(s.numel(), dtype=torch.float64).reshape(s.shape))
+        grads.append((weight.grad, bias.grad))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 def test_ties_in_the_pool_go_to_the_first(isa):
     y = torch.zeros(1, 1, 3, 5, 6, dtype=torch.float64)
     y[..., 2:4, 1:5] = 1.0

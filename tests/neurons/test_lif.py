@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from spikingformer.neurons import LIF, SURROGATES, LIFConfig, lif_reference, lif_step, spike, use_backend
+from spikingformer.native import status as native_status
+from spikingformer.neurons import LIF, SURROGATES, LIFConfig, lif, lif_reference, lif_step, spike, use_backend
+from spikingformer.neurons.surrogate import Surrogate
 
 ALL = [
     LIFConfig(surrogate=s, v_reset=r, detach_reset=d, decay_input=i, tau=t)
@@ -110,3 +112,25 @@ def test_a_backend_asked_for_by_name_never_falls_back():
     if not torch.cuda.is_available():
         with use_backend("triton"), pytest.raises(ValueError, match=r"backend 'triton' cannot be used: .*cpu"):
             LIF()(torch.zeros(2, 3))
+
+
+def test_a_surrogate_of_ones_own_is_computed_by_the_plain_neuron(monkeypatch):
+    flat = Surrogate(None, 1.0, lambda u, alpha: torch.full_like(u, 0.25), "a test")
+    x = torch.randn(4, 2, 8, requires_grad=True)
+    for name in ("mine", "sigmoid"):  # a new name, and one that the kernels know for another function
+        monkeypatch.setitem(SURROGATES, name, flat)
+        grads = {}
+        for backend in ("reference", "auto"):
+            with use_backend(backend):
+                spikes, _ = lif(x, LIFConfig(tau=1.7, surrogate=name))
+            (grads[backend],) = torch.autograd.grad(spikes.sum(), x)
+        assert torch.equal(grads["auto"], grads["reference"])
+    if native_status().available:
+        with use_backend("native"), pytest.raises(ValueError, match="no form of the surrogate 'mine'; ask for 'auto'"):
+            lif(x, LIFConfig(surrogate="mine"))
+
+
+@pytest.mark.parametrize("name", ["tau", "v_threshold", "alpha"])
+def test_what_would_not_be_learnt_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be a number, got Parameter: .* is not learnt"):
+        LIFConfig(**{name: torch.nn.Parameter(torch.tensor(2.0))})

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,18 @@ def test_malicious_pth_is_refused_and_named(tmp_path, marker, old_form):
     with pytest.raises(ValueError, match=r"refused, it holds more than weights.*nothing was run"):
         read_published(path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("old_numpy", [False, True], ids=["numpy-2", "numpy-1"])
+def test_plain_numbers_of_numpy_beside_the_weights_are_read(tmp_path, old_numpy):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(1), "metric": np.float64(95.5), "epoch": np.int64(3)}, path)
+    if old_numpy:  # as files say that were written before numpy's module was renamed
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "old.pth", "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        path = tmp_path / "old.pth"
+    assert read_published(path) == {"a": torch.ones(1), "metric": 95.5, "epoch": 3}
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", STATE_FILE])

@@ -186,3 +186,11 @@ def test_a_description_says_which_part_its_metrics_are_of(stored, recipe, part):
 def test_description_is_plain_json(file):
     metadata = read_tensors(file)[1]
     assert json.loads(metadata["spikingformer"])["name"] == NAME
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for number in range(4):  # the library itself orders the text by chance
+        write_tensors(tmp_path / f"{number}", {"a": torch.ones(2), "b": torch.zeros(3)}, {"x": "1", "y": "2", "é": "3"})
+    contents = {(tmp_path / f"{number}").read_bytes() for number in range(4)}
+    assert len(contents) == 1
+    assert read_tensors(tmp_path / "0")[1] == {"x": "1", "y": "2", "é": "3"}

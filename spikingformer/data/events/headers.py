@@ -27,8 +27,10 @@ def split_header(data: bytes, path: str | Path, version: str, end_line: bytes | 
     offset = 0
     while data[offset : offset + 1] == b"#":
         end = data.find(b"\n", offset, offset + MAX_HEADER_BYTES)
-        if end < 0 or end > MAX_HEADER_BYTES:
-            raise EventFileError(path, f"has a header line without an end in its first {MAX_HEADER_BYTES} bytes.")
+        if end < 0:
+            raise EventFileError(path, f"has a header line without an end in {MAX_HEADER_BYTES} bytes.")
+        if end > MAX_HEADER_BYTES:
+            raise EventFileError(path, f"has a header of more than {MAX_HEADER_BYTES} bytes: it is damaged.")
         line = data[offset:end].rstrip(b"\r")
         lines.append(line.decode("ascii", "replace"))
         offset = end + 1

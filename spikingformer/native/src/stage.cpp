@@ -44,7 +44,7 @@ SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long
                              typename E::Arithmetic::Vector sign) {
   typedef typename E::Arithmetic A;
   Peak<E> peak = {};
-  typename A::Vector best = {};
+  typename A::Vector best = {}, start = {};
   bool first = true;
   for (int ky = 0; ky < 3; ky++) {
     long yy = 2 * oy - 1 + ky;
@@ -55,6 +55,7 @@ SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long
       typename A::Vector value = get_part<E>(image + (yy * g.W + xx) * g.C + c, m);
       typename A::Vector key = value * sign;
       typename A::Integer better = first ? (typename A::Integer){} - 1 : (typename A::Integer)(key > best);
+      if (first) start = value;
       best = select<A>(better, key, best);
       if (want_tap) {
         const typename A::Vector here = (typename A::Vector)((typename A::Integer){} + (ky * 3 + kx));
@@ -63,8 +64,8 @@ SPK_INLINE Peak<E> find_peak(const Stage& g, const typename E::type* image, long
       first = false;
     }
   }
-  // The sign is 1, -1 or 0; for 0 the scale is 0 too, and y plays no part.
-  peak.y = best * sign;
+  // The sign is 1, -1 or 0; for 0 all currents are equal, and the first one counts.
+  peak.y = select<A>(sign * sign > splat<A>(0), best * sign, start);
   return peak;
 }
 template <class A> SPK_INLINE typename A::Vector sign_of(typename A::Vector v) {
