@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.training.checkpoint import load_model
     from spikingformer.training.distributed import World
     from spikingformer.training.evaluation import evaluate
-    from spikingformer.training.inputs import create_test_loader
+    from spikingformer.training.inputs import class_names_of, create_test_loader
     from spikingformer.training.setup import autocast_factory, choose_device
 
     if args.batch_size < 1 or args.workers < 0:
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
     settings = checkpoint_data(info, args.data, args.root, args.img_size)
     device = choose_device(args.device)
-    loader, class_names = create_test_loader(settings, args.batch_size, args.workers, device, World())
+    loader, class_names = create_test_loader(
+        settings, args.batch_size, args.workers, device, World(), class_names_of(info)
+    )
     classes = int(info.kwargs["num_classes"])
     if len(class_names) != classes:
         raise ValueError(
