@@ -23,11 +23,11 @@ _LABEL = ".cls"
 _MAX_PICTURE_BYTES = 64 << 20
 
 
-def shard_paths(root: Path, pattern: str) -> list[Path]:
+def shard_paths(root: Path, pattern: str, must_exist: bool = True) -> list[Path]:
     """The shards of a brace pattern such as train-{00000..00127}.tar.
 
     Raises:
-        ValueError: a shard is missing (names the first), or the pattern leads out of `root`.
+        ValueError: a shard is missing (names the first) though it `must_exist`, or the pattern leads out of `root`.
     """
     from braceexpand import braceexpand
 
@@ -36,7 +36,7 @@ def shard_paths(root: Path, pattern: str) -> list[Path]:
         raise ValueError(f"data: shard pattern {pattern!r} leads out of data.root")
     paths = [root / name for name in names]
     missing = [path for path in paths if not path.is_file()]
-    if missing:
+    if missing and must_exist:
         raise ValueError(
             f"{missing[0]}: no such shard ({len(missing)} of {len(paths)} are missing). Check data.root, "
             "data.train_shards and data.test_shards, or fetch the shards again"
@@ -121,7 +121,8 @@ class ShardPictures:
     def left_out(self) -> Counter[str]:
         """Members that are neither picture nor label, by suffix."""
         names = (member.name.rpartition("/")[2] for path in self.paths for _, member in _members(path))
-        suffixes = Counter(f".{name.partition('.')[2]}" for name in names)
+        rest = (name.partition(".")[2] for name in names)
+        suffixes = Counter(f".{suffix}" if suffix else "no suffix" for suffix in rest)
         return Counter({s: n for s, n in suffixes.items() if s != _LABEL and s.lower() not in PICTURE_SUFFIXES})
 
     def __len__(self) -> int:
@@ -194,7 +195,11 @@ class TarPictures:
 
     def left_out(self) -> Counter[str]:
         """Members that are not read as pictures, by suffix."""
-        return suffixes_left_out(member.name for _, member in _members(self.path))
+        names = [member.name for _, member in _members(self.path)]
+        found = suffixes_left_out(names)
+        if outside := len(names) - found.total() - len(self):
+            found["picture outside a class folder"] = outside
+        return found
 
     def __len__(self) -> int:
         return len(self.labels)
