@@ -143,12 +143,17 @@ def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
     found = SOURCES[data.name](data, part, of_model)
     if of_model:
         check_class_names(found.class_names, of_model, data.name)
+    if len(found.mean) != data.channels:
+        raise ValueError(
+            f"data.channels: got {data.channels}, {data.name} has {len(found.mean)}: "
+            f"set data.channels={len(found.mean)}"
+        )
     mean, std = data.mean or found.mean, data.std or found.std
     for name, value in (("mean", mean), ("std", std)):
         if len(value) != data.channels:
             raise ValueError(
-                f"data.{name}: {len(value)} values for data.channels={data.channels}; "
-                f"{data.name} has {len(found.mean)} channel(s), so set data.channels={len(found.mean)}"
+                f"data.{name}: {len(value)} values for data.channels={data.channels}: give {data.channels}, "
+                f"or null for {data.name}'s own"
             )
     pictures = found.pictures
     if pictures is not None:

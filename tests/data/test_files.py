@@ -319,6 +319,17 @@ def test_cifar_prints_json(tmp_path, capsys, monkeypatch):
     assert found == {"data_set": "cifar100", "folder": str(tmp_path / "cifar-100-python"), "train": 9, "test": 2}
 
 
+def test_statistics_of_the_wrong_length_are_named(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"data.mean: 3 values for data.channels=1: give 1, or null for folder's own"):
+        load_parts(settings(tmp_path, channels=1, mean=(0.5,) * 3), 0)
+    with pytest.raises(ValueError, match=r"data.std: 1 values for data.channels=3: give 3"):
+        load_parts(settings(tmp_path, std=(0.5,)), 0)
+    digits = DataSettings(name="digits", image_size=8, channels=3)
+    with pytest.raises(ValueError, match=r"data.channels: got 3, digits has 1: set data.channels=1"):
+        load_parts(digits, 0)
+
+
 def test_part_root_accepts_usual_names(tmp_path):
     (tmp_path / "validation").mkdir()
     assert part_root(tmp_path, "test", archive=False) == tmp_path / "validation"
