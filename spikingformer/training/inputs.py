@@ -21,6 +21,7 @@ from spikingformer.data.settings import DataSettings
 from spikingformer.data.sources import Part, Parts, data_root, event_names, load_part, load_parts
 from spikingformer.training.checkpoint import ModelInfo
 from spikingformer.training.distributed import World
+from spikingformer.training.first_on_machine import first_on_machine
 from spikingformer.training.recipe import Recipe
 
 
@@ -85,11 +86,15 @@ def _picture_training(recipe: Recipe, part: Part, device: torch.device, world: W
 
 def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     from spikingformer.data.events.augment import OPERATIONS, EventAugment
+    from spikingformer.data.events.catalogue import CATALOGUE
     from spikingformer.data.events.event_set import split_validation
     from spikingformer.data.events.loading import EventEvaluation, EventTraining
 
     data, augment = recipe.data, recipe.augment
-    train, test = load_events(data)
+    built = None
+    if world.size > 1 and data.name in CATALOGUE:
+        built = first_on_machine(world, lambda: load_events(data, recipe.workers))
+    train, test = built or load_events(data)
     validation = None
     if data.validation_fraction > 0:
         kept, held_out = split_validation(train.labels, data.validation_fraction, recipe.seed, train.groups)
@@ -112,8 +117,8 @@ def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     )
 
 
-def load_events(data: DataSettings):
-    """Training and test part of an event set, its frame cache built if need be."""
+def load_events(data: DataSettings, workers: int = 0):
+    """Training and test part of an event set, its frame cache built, by so many processes, if need be."""
     from spikingformer.data.events.event_set import load_event_parts
 
     if data.channels != 2:
@@ -126,6 +131,7 @@ def load_events(data: DataSettings):
         data.split,
         (data.image_size, data.image_size),
         data.cache,
+        workers,
     )
 
 
