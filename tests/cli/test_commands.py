@@ -207,7 +207,7 @@ def test_wrong_number_of_classes(run_folder, capsys, tmp_path):
         "--device",
         "cpu",
     )
-    assert "the model has 10 classes, folder in" in message
+    assert "3 classes that the model lacks, first 'cat', 'dog', 'eel' (the model has 10)" in message
     assert "has 3: choose the data it was trained on" in message
 
 

@@ -119,6 +119,9 @@ def test_a_converted_file_without_names_is_numbered_by_the_training_part(tmp_pat
     model = save(tmp_path / "m.safetensors", numbers, data, source="converted from x.pth")
     assert main(["evaluate", model, "--device", "cpu"]) == 0
     assert "Zebra" in capsys.readouterr().out
+    model = save(tmp_path / "m.safetensors", numbers[:4], data, source="converted from x.pth")
+    assert main(["evaluate", model, "--device", "cpu"]) == 2
+    assert f"the model has 4 classes, folder in {root} has 5: choose the data" in capsys.readouterr().err
 
 
 def test_names_that_say_nothing_are_left_aside():
