@@ -1,8 +1,12 @@
 """`spikingformer data`: fetch, unpack and check data sets."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from spikingformer.cli.data_events import add_data_parsers
+
+if TYPE_CHECKING:
+    from spikingformer.data.settings import DataSettings
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,6 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         cifar = inner.add_parser(name, help=f"download {name} through torchvision and verify every file")
         cifar.add_argument("--root", default="data", metavar="DIR", help="folder to put it in (default: data)")
         cifar.add_argument("--from", dest="source", metavar="FILE", help="the official .tar.gz, if it is here already")
+        cifar.add_argument("--json", action="store_true", help="print one JSON object")
         cifar.set_defaults(run=run_cifar, name=name)
     imagenet = inner.add_parser("imagenet", help="the official ILSVRC2012 archives into train/ and val/")
     imagenet.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of the three archives")
@@ -23,10 +28,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--root", default="data/imagenet", metavar="DIR", help="folder to fill (default: data/imagenet)"
     )
     imagenet.add_argument("--subset", action="store_true", help="not the full set: do not compare the counts")
+    imagenet.add_argument("--json", action="store_true", help="print one JSON object")
     imagenet.set_defaults(run=run_imagenet)
     check = inner.add_parser("check", help="what is wrong with a data folder, before a long run")
     check.add_argument("name", help="digits, cifar10, cifar100, folder, tar or wds")
-    check.add_argument("--root", default="data", metavar="DIR", help="folder of the data set (default: data)")
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="as for train, e.g. data.train_shards=... data.channels=1"
+    )
+    check.add_argument("--root", metavar="DIR", help="folder of the data set (default: data)")
     check.add_argument(
         "--every", type=int, default=1, metavar="N", help="decode only each N-th picture (default 1: all)"
     )
@@ -37,7 +46,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_cifar(args: argparse.Namespace) -> int:
+    import json
     import shutil
+    import sys
+    from contextlib import redirect_stdout
     from pathlib import Path
 
     from torchvision.datasets import CIFAR10, CIFAR100
@@ -54,16 +66,23 @@ def run_cifar(args: argparse.Namespace) -> int:
         if given.resolve() != (root / source.filename).resolve():
             shutil.copyfile(given, root / source.filename)
     try:
-        source(root, download=True)  # checks the archive's MD5 before unpacking it
+        with redirect_stdout(sys.stderr):  # torchvision prints there, and --json is to print one object alone
+            source(root, download=True)  # checks the archive's MD5 before unpacking it
     except RuntimeError as error:
         raise ValueError(f"{args.name}: {error}. Fetch {source.filename} by hand and give it with --from.") from None
     counts = [len(load_cifar(args.name, root, part)) for part in ("train", "test")]
-    print(f"{root / source.base_folder}: {counts[0]} training and {counts[1]} test pictures, every file verified")
+    folder = root / source.base_folder
+    if args.json:
+        print(json.dumps({"data_set": args.name, "folder": str(folder), "train": counts[0], "test": counts[1]}))
+    else:
+        print(f"{folder}: {counts[0]} training and {counts[1]} test pictures, every file verified")
     return 0
 
 
 def run_imagenet(args: argparse.Namespace) -> int:
+    import json
     import sys
+    from dataclasses import asdict
     from pathlib import Path
 
     from spikingformer.data.imagenet import prepare_imagenet
@@ -72,8 +91,39 @@ def run_imagenet(args: argparse.Namespace) -> int:
         print(text, file=sys.stderr, end="\r" if sys.stderr.isatty() else "\n", flush=True)
 
     counts = prepare_imagenet(Path(args.source), Path(args.root), report, verify_counts=not args.subset)
-    print(f"{args.root}: {counts.classes} classes, {counts.train} training and {counts.val} validation pictures")
+    if args.json:
+        print(json.dumps({"data_set": "imagenet", "folder": args.root, **asdict(counts)}))
+    else:
+        print(f"{args.root}: {counts.classes} classes, {counts.train} training and {counts.val} validation pictures")
     return 0
+
+
+def _settings(name: str, root: str | None, overrides: list[str]) -> "DataSettings":
+    """The data section of a recipe that says no more than these.
+
+    Raises:
+        ValueError: an override of another section, an unknown key or a wrong type.
+    """
+    from pydantic import BaseModel, ValidationError
+
+    from spikingformer.data.settings import DataSettings
+    from spikingformer.training.recipe_text import explain_errors, split_override, to_json
+
+    class Recipe(BaseModel):
+        data: DataSettings
+
+    values: dict[str, object] = {"name": name, "channels": 1 if name == "digits" else 3}
+    for text in overrides:
+        keys, value = split_override(text)
+        if len(keys) != 2 or keys[0] != "data" or keys[1] == "name":
+            raise ValueError(f"override {text!r}: data check takes keys of the data section, such as data.channels=1")
+        values[keys[1]] = value
+    if root is not None:
+        values["root"] = root
+    try:
+        return Recipe.model_validate_json(to_json({"data": values}, "overrides")).data
+    except ValidationError as error:
+        raise ValueError(explain_errors(error, Recipe, "overrides")) from None
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -81,12 +131,10 @@ def run_check(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from spikingformer.data.checking import check_data
-    from spikingformer.data.settings import DataSettings
 
     if args.every < 1 or args.workers < 1:
         raise ValueError(f"--every {args.every}, --workers {args.workers}: expected at least 1")
-    channels = 1 if args.name == "digits" else 3
-    findings = check_data(DataSettings(name=args.name, root=args.root, channels=channels), args.workers, args.every)
+    findings = check_data(_settings(args.name, args.root, args.overrides), args.workers, args.every)
     if args.json:
         print(json.dumps(asdict(findings)))
     else:

@@ -26,18 +26,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import math
     import time
     from dataclasses import asdict
 
     import torch
 
     from spikingformer.cli import anytime
+    from spikingformer.data.loading import ReportedEvaluation
     from spikingformer.models import SpikingTransformer
     from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.checkpoint import load_model
     from spikingformer.training.distributed import World
     from spikingformer.training.evaluation import evaluate
-    from spikingformer.training.inputs import create_test_loader
+    from spikingformer.training.inputs import class_names_of, create_test_loader
+    from spikingformer.training.reporting import make_console, progress_bar
     from spikingformer.training.setup import autocast_factory, choose_device
 
     if args.batch_size < 1 or args.workers < 0:
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
     settings = checkpoint_data(info, args.data, args.root, args.img_size)
     device = choose_device(args.device)
-    loader, class_names = create_test_loader(settings, args.batch_size, args.workers, device, World())
+    loader, class_names = create_test_loader(
+        settings, args.batch_size, args.workers, device, World(), class_names_of(info)
+    )
     classes = int(info.kwargs["num_classes"])
     if len(class_names) != classes:
         raise ValueError(
@@ -57,8 +62,13 @@ def run(args: argparse.Namespace) -> int:
             f"{len(class_names)}: choose the data it was trained on with --data and --root"
         )
     model = model.to(device)
+    passes = 2 if args.anytime else 1
     began = time.monotonic()
-    with autocast_factory(args.precision, device)():
+    with (
+        progress_bar(make_console(), passes * math.ceil(loader.samples / args.batch_size), 0, "batches") as bar,
+        autocast_factory(args.precision, device)(),
+    ):
+        loader = ReportedEvaluation(loader, lambda: bar.advance(settings.name))
         found = evaluate(model, loader, classes, every_step=isinstance(model, SpikingTransformer))
         if device.type == "cuda":
             torch.cuda.synchronize(device)

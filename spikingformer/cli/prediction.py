@@ -89,7 +89,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
     """The first `count` test samples of the training data, with their true class."""
     from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.distributed import World
-    from spikingformer.training.inputs import create_test_loader
+    from spikingformer.training.inputs import class_names_of, create_test_loader
 
     if not info.recipe:
         raise ValueError(
@@ -97,7 +97,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
         )
     settings = checkpoint_data(info)
     device = _device(model)
-    loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World())
+    loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World(), class_names_of(info))
     done = 0
     for batch in loader.batches():
         for logits, label in zip(model(batch.inputs), batch.labels, strict=True):

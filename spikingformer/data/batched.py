@@ -24,7 +24,7 @@ def resize(pictures: torch.Tensor, size: int, interpolation: str) -> torch.Tenso
     if pictures.shape[-2:] == (size, size):
         return pictures
     if interpolation == "nearest":
-        return F.interpolate(pictures, size=(size, size), mode="nearest")
+        return F.interpolate(pictures, size=(size, size), mode="nearest-exact")  # Pillow's: the pixel at the centre
     return F.interpolate(pictures, size=(size, size), mode=interpolation, align_corners=False, antialias=True).clamp(
         0, 1
     )

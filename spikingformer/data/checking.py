@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from spikingformer.data.folder import UnreadablePicture
+from spikingformer.data.folder import PictureFiles, UnreadablePicture
 from spikingformer.data.settings import DataSettings
-from spikingformer.data.sources import SOURCES, event_names, load_part
+from spikingformer.data.shards import ShardPictures, TarPictures, shard_paths
+from spikingformer.data.sources import SOURCES, data_root, event_names, load_part
 
 
 @dataclass
@@ -50,13 +51,32 @@ def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings
         }
         if part.samples is not None:
             facts |= _decode_all(part.samples, range(0, len(part), every), workers, findings)
+        if isinstance(part.samples, PictureFiles | TarPictures | ShardPictures):
+            left_out = part.samples.left_out()
+            facts["left_out"] = left_out.total()
+            if left_out:
+                facts["left_out_kinds"] = ", ".join(f"{kind} {count}" for kind, count in sorted(left_out.items()))
         findings.facts[name] = facts
     if len(classes) == 2 and classes["train"] != classes["test"]:
         for here, there in (("train", "test"), ("test", "train")):
             only = sorted(classes[here] - classes[there])
             if only:
                 findings.problems.append(f"{len(only)} classes only in the {here} part, first {only[0]!r}")
+    if data.name == "wds":
+        _find_unnamed_shards(data, findings)
     return findings
+
+
+def _find_unnamed_shards(data: DataSettings, findings: Findings) -> None:
+    """Tars in the folder that a run would never open, since no pattern names them."""
+    root = data_root(data)
+    named = {path for pattern in (data.train_shards, data.test_shards) for path in shard_paths(root, pattern, False)}
+    unnamed = sorted(set(root.rglob("*.tar")) - named)
+    if unnamed:
+        findings.problems.append(
+            f"{root}: {len(unnamed)} shards that no pattern names, first {unnamed[0].relative_to(root)}: set "
+            f"data.train_shards (now {data.train_shards}) and data.test_shards (now {data.test_shards})"
+        )
 
 
 def _decode_all(samples: Any, indices: range, workers: int, findings: Findings) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Pictures in files, one folder a class, listed by timm's reader."""
 
+import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -7,6 +10,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
+
+# of what is read as a picture, in folders, tars and shards alike; small letters, files may have capitals
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _TRAIN_NAMES, _TEST_NAMES = ("train", "training"), ("val", "validation", "test")
 
 
@@ -46,50 +53,64 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 class PictureFiles:
     """A labelled list of picture files, `files[i]` -> (picture or UnreadablePicture, label)."""
 
-    def __init__(self, root: Path, channels: int, class_to_index: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        channels: int,
+        class_to_index: dict[str, int] | None = None,
+        numbered_by: str = "training part",
+    ) -> None:
         """
         Args:
             root: a folder with one folder a class.
-            class_to_index: the numbering to use (the training part's); None: names in sorted order.
+            class_to_index: the numbering to use; None: `number_classes` of what is there.
+            numbered_by: whose numbering that is, for messages.
 
         Raises:
             ValueError: missing, empty, or classes that the numbering lacks.
         """
-        from timm.data.readers import create_reader
+        from timm.data.readers.reader_image_folder import find_images_and_targets
 
         self.root = root
         self.channels = channels
-        try:
-            self._reader = create_reader("", root=str(root))
-        except RuntimeError as error:
-            raise ValueError(f"{root}: no pictures found ({error}). Expected {root}/CLASS/PICTURE.jpg") from None
-        found = {str(name): number for name, number in self._reader.class_to_idx.items()}
-        names = {number: name for name, number in found.items()}
-        numbering = class_to_index or found
-        unknown = sorted(set(found) - set(numbering))
-        if unknown:
+        samples, found = find_images_and_targets(str(root), types=PICTURE_SUFFIXES, sort=False)
+        if not samples:
             raise ValueError(
-                f"{root}: {len(unknown)} classes that the training part lacks, first {unknown[0]!r} "
-                f"(training has {len(numbering)}); remove them or complete the training part"
+                f"{root}: no pictures found ({', '.join(PICTURE_SUFFIXES)}). Expected {root}/CLASS/PICTURE.jpg"
             )
+        numbering = class_to_index or number_classes(found)
+        refuse_unknown(found, numbering, str(root), numbered_by)
         self.class_to_index = numbering
-        self.labels = np.array([numbering[names[int(label)]] for _, label in self._reader.samples], dtype=np.int64)
+        names = {number: name for name, number in found.items()}
+        samples.sort(key=lambda sample: timm_order(sample[0]))
+        self.paths = [path for path, _ in samples]
+        self.labels = np.array([numbering[names[number]] for _, number in samples], dtype=np.int64)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.class_to_index, key=self.class_to_index.__getitem__))
+        return names_by_number(self.class_to_index)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image | UnreadablePicture, int]:
-        name = self._reader.filename(index, absolute=True)
+        path, label = self.paths[index], int(self.labels[index])
         try:
-            stream, _ = self._reader[index]
+            with open(path, "rb") as stream:
+                return decode_picture(stream, self.channels, path), label
         except OSError as error:
-            return UnreadablePicture(name, str(error)), int(self.labels[index])
-        with stream:
-            return decode_picture(stream, self.channels, name), int(self.labels[index])
+            return UnreadablePicture(path, str(error)), label
+
+    def left_out(self) -> Counter[str]:
+        """Files that are not read as pictures, by suffix."""
+        names = (name for _, _, files in os.walk(self.root, followlinks=True) for name in files)
+        return suffixes_left_out(names)
+
+
+def suffixes_left_out(names: Iterable[str]) -> Counter[str]:
+    """How many names have each suffix that is no picture's."""
+    suffixes = (os.path.splitext(name)[1].lower() or "no suffix" for name in names)
+    return Counter(suffix for suffix in suffixes if suffix not in PICTURE_SUFFIXES)
 
 
 def part_root(root: Path, part: str, archive: bool) -> Path:

@@ -1,7 +1,7 @@
 """Batches for training and evaluation, the same whatever the workers and wherever a run is resumed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +53,19 @@ class EvaluationLoader(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]: ...
+
+
+class ReportedEvaluation(EvaluationLoader):
+    """Another loader's batches; `after_batch` is called when each has been worked on."""
+
+    def __init__(self, loader: EvaluationLoader, after_batch: Callable[[], None]) -> None:
+        self.loader, self.after_batch = loader, after_batch
+        self.samples = loader.samples
+
+    def batches(self) -> Iterator[Batch]:
+        for batch in self.loader.batches():
+            yield batch
+            self.after_batch()
 
 
 class MemoryTraining(TrainingLoader):

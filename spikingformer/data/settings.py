@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Settings(BaseModel):
@@ -54,6 +54,13 @@ class DataSettings(Settings):
     split: str = Field(default="published", description="event sets: name of the division into training and test part")
     cache: str | None = Field(default=None, description="event sets: folder for ready frames; null: beside the data")
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and not all(value > 0 for value in std):
+            raise ValueError("each must be above 0, pictures are divided by it")
+        return std
+
 
 class AugmentSettings(Settings):
     engine: Literal["per_sample", "batched"] = Field(
@@ -82,6 +89,14 @@ class AugmentSettings(Settings):
     train_frames: int = Field(
         default=0, ge=0, description="event sets: a random subset of so many frames a training batch; 0: all frames"
     )
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _is_span(cls, span: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        most, words = (1.0, " and at most 1") if info.field_name == "crop_scale" else (float("inf"), "")
+        if not 0 < span[0] <= span[1] <= most:
+            raise ValueError(f"both must be above 0{words}, the first not above the second")
+        return span
 
 
 class MixSettings(Settings):

@@ -9,24 +9,25 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spikingformer.data.folder import UnreadablePicture, decode_picture
+from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
+from spikingformer.data.folder import PICTURE_SUFFIXES, UnreadablePicture, decode_picture, suffixes_left_out
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _LABEL = ".cls"
 _MAX_PICTURE_BYTES = 64 << 20
 
 
-def shard_paths(root: Path, pattern: str) -> list[Path]:
+def shard_paths(root: Path, pattern: str, must_exist: bool = True) -> list[Path]:
     """The shards of a brace pattern such as train-{00000..00127}.tar.
 
     Raises:
-        ValueError: a shard is missing (names the first), or the pattern leads out of `root`.
+        ValueError: a shard is missing (names the first) though it `must_exist`, or the pattern leads out of `root`.
     """
     from braceexpand import braceexpand
 
@@ -35,7 +36,7 @@ def shard_paths(root: Path, pattern: str) -> list[Path]:
         raise ValueError(f"data: shard pattern {pattern!r} leads out of data.root")
     paths = [root / name for name in names]
     missing = [path for path in paths if not path.is_file()]
-    if missing:
+    if missing and must_exist:
         raise ValueError(
             f"{missing[0]}: no such shard ({len(missing)} of {len(paths)} are missing). Check data.root, "
             "data.train_shards and data.test_shards, or fetch the shards again"
@@ -65,7 +66,9 @@ def _index_shard(path: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
         for archive, member in _members(path):
             stem, dot, suffix = member.name.rpartition("/")[2].partition(".")
             key = member.name.removesuffix(dot + suffix)
-            if f".{suffix.lower()}" in _PICTURES and stem:
+            if f".{suffix.lower()}" in PICTURE_SUFFIXES and stem:
+                if key in pictures:
+                    raise ValueError(f"{key!r} has two pictures")
                 pictures[key] = (member.offset_data, min(member.size, _MAX_PICTURE_BYTES))
             elif f".{suffix}" == _LABEL and member.size <= 32:
                 stream = archive.extractfile(member)
@@ -115,6 +118,13 @@ class ShardPictures:
         if self.labels.min() < 0:
             raise ValueError(f"{root}: a picture has the class number {self.labels.min()}; they start at 0")
 
+    def left_out(self) -> Counter[str]:
+        """Members that are neither picture nor label, by suffix."""
+        names = (member.name.rpartition("/")[2] for path in self.paths for _, member in _members(path))
+        rest = (name.partition(".")[2] for name in names)
+        suffixes = Counter(f".{suffix}" if suffix else "no suffix" for suffix in rest)
+        return Counter({s: n for s, n in suffixes.items() if s != _LABEL and s.lower() not in PICTURE_SUFFIXES})
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -142,10 +152,17 @@ def _read_at(path: Path, offset: int, size: int) -> bytes | UnreadablePicture:
 class TarPictures:
     """Pictures of one tar with a folder a class, like PictureFiles; no cache files are read or left behind."""
 
-    def __init__(self, path: Path, channels: int, class_to_index: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        channels: int,
+        class_to_index: dict[str, int] | None = None,
+        numbered_by: str = "training part",
+    ) -> None:
         """
         Args:
-            class_to_index: the numbering to use (the training part's); None: names in sorted order.
+            class_to_index: the numbering to use; None: `number_classes` of what is there.
+            numbered_by: whose numbering that is, for messages.
 
         Raises:
             ValueError: not a tar, no pictures in class folders, or classes that the numbering lacks.
@@ -156,9 +173,9 @@ class TarPictures:
         places: list[tuple[int, int]] = []
         classes: list[str] = []
         try:
-            for member in sorted((member for _, member in _members(path)), key=lambda entry: entry.name):
+            for member in sorted((member for _, member in _members(path)), key=lambda entry: timm_order(entry.name)):
                 parts = Path(member.name).parts
-                if len(parts) > 1 and Path(member.name).suffix.lower() in _PICTURES:
+                if len(parts) > 1 and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
                     self.names.append(member.name)
                     places.append((member.offset_data, min(member.size, _MAX_PICTURE_BYTES)))
                     classes.append(parts[-2])
@@ -166,17 +183,23 @@ class TarPictures:
             raise ValueError(f"{path}: not a whole tar ({error}); fetch it again") from None
         if not places:
             raise ValueError(f"{path}: no pictures found. Expected CLASS/PICTURE.jpg in it")
-        numbering = class_to_index or {name: number for number, name in enumerate(sorted(set(classes)))}
-        unknown = sorted(set(classes) - set(numbering))
-        if unknown:
-            raise ValueError(f"{path}: {len(unknown)} classes that the training part lacks, first {unknown[0]!r}")
+        numbering = class_to_index or number_classes(classes)
+        refuse_unknown(classes, numbering, str(path), numbered_by)
         self.class_to_index = numbering
         self.labels = np.array([numbering[name] for name in classes], dtype=np.int64)
         self.places = np.array(places, dtype=np.int64)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.class_to_index, key=self.class_to_index.__getitem__))
+        return names_by_number(self.class_to_index)
+
+    def left_out(self) -> Counter[str]:
+        """Members that are not read as pictures, by suffix."""
+        names = [member.name for _, member in _members(self.path)]
+        found = suffixes_left_out(names)
+        if outside := len(names) - found.total() - len(self):
+            found["picture outside a class folder"] = outside
+        return found
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -190,12 +213,9 @@ class TarPictures:
         return decode_picture(io.BytesIO(content), self.channels, f"{self.path}:{self.names[index]}"), label
 
 
-def class_names(root: Path, classes: int) -> tuple[str, ...]:
-    """The lines of root/classes.txt, else numbers."""
+def class_names(root: Path) -> tuple[str, ...] | None:
+    """The lines of root/classes.txt; None: it is not there."""
     file = root / "classes.txt"
     if not file.is_file():
-        return tuple(str(number) for number in range(classes))
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    if len(names) < classes:
-        raise ValueError(f"{file}: {len(names)} names, the shards have classes up to number {classes - 1}")
-    return names
+        return None
+    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from spikingformer.data.cifar import load_cifar
+from spikingformer.data.class_numbers import are_numbers, check_class_names
 from spikingformer.data.digits import load_digits
 from spikingformer.data.folder import PictureFiles, part_root
 from spikingformer.data.loading import Samples, Subset
 from spikingformer.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, split_by_class
 from spikingformer.data.settings import DataSettings
 from spikingformer.data.shards import ShardPictures, TarPictures, class_names
+
+ClassNames = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,40 +62,51 @@ def _in_memory(pictures: PictureSet) -> Part:
     return Part(pictures.labels.numpy(), pictures.class_names, pictures.mean, pictures.std, pictures=pictures)
 
 
-def _digits(data: DataSettings, part: str) -> Part:
+def _digits(data: DataSettings, part: str, of_model: ClassNames) -> Part:
     return _in_memory(load_digits(part, data.image_size))
 
 
-def _cifar(data: DataSettings, part: str) -> Part:
+def _cifar(data: DataSettings, part: str, of_model: ClassNames) -> Part:
     return _in_memory(load_cifar(data.name, data_root(data), part))
 
 
-def _files(data: DataSettings, part: str) -> Part:
+def _statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
+
+
+def _files(data: DataSettings, part: str, of_model: ClassNames) -> Part:
+    """Classes are numbered by the model that is to look at the files, else by the training part."""
     archive = data.name == "tar"
     reader = TarPictures if archive else PictureFiles
     root = data_root(data)
-    numbering = None
-    if part != "train":  # the training part numbers the classes
+    numbering, numbered_by = None, "training part"
+    if of_model:
+        numbering, numbered_by = {name: number for number, name in enumerate(of_model)}, "model"
+    elif part != "train":
         numbering = reader(part_root(root, "train", archive), data.channels).class_to_index
-    files = reader(part_root(root, part, archive), data.channels, numbering)
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,) * data.channels,) * 2
-    return Part(files.labels, files.class_names, mean, std, samples=files)
+    files = reader(part_root(root, part, archive), data.channels, numbering, numbered_by)
+    return Part(files.labels, files.class_names, *_statistics(data.channels), samples=files)
 
 
-def _shards(data: DataSettings, part: str) -> Part:
+def _shards(data: DataSettings, part: str, of_model: ClassNames) -> Part:
+    """Classes have numbers already; their names are those of classes.txt, of the model, or the numbers."""
     root = data_root(data)
-    train = ShardPictures(root, data.train_shards, data.channels)  # the training part says how many classes there are
-    names = class_names(root, int(train.labels.max()) + 1)
-    found = train if part == "train" else ShardPictures(root, data.test_shards, data.channels)
+    found = ShardPictures(root, data.train_shards if part == "train" else data.test_shards, data.channels)
+    names = class_names(root)
+    if of_model and (names is None or are_numbers(of_model)):
+        names = of_model
+    if names is None:  # the training part says how many classes there are
+        train = found if part == "train" else ShardPictures(root, data.train_shards, data.channels)
+        names = tuple(str(number) for number in range(int(train.labels.max()) + 1))
     if int(found.labels.max()) >= len(names):
         raise ValueError(
-            f"{root}: class number {found.labels.max()} in the {part} part, the training part has {len(names)}"
+            f"{root}: class number {found.labels.max()} in the {part} part, expected less than {len(names)}, the "
+            "number of classes (of the model, in classes.txt or in the training part)"
         )
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,) * data.channels,) * 2
-    return Part(found.labels, names, mean, std, samples=found)
+    return Part(found.labels, names, *_statistics(data.channels), samples=found)
 
 
-SOURCES: dict[str, Callable[[DataSettings, str], Part]] = {
+SOURCES: dict[str, Callable[[DataSettings, str, ClassNames], Part]] = {
     "digits": _digits,
     "cifar10": _cifar,
     "cifar100": _cifar,
@@ -109,11 +123,14 @@ def event_names() -> tuple[str, ...]:
     return (*CATALOGUE, "digits_dvs")
 
 
-def load_part(data: DataSettings, part: str) -> Part:
+def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
     """The "train" or "test" part of a picture set as it lies on disk.
 
+    Args:
+        of_model: class names of the model that is to look at it, which number the classes of files; (): not known.
+
     Raises:
-        ValueError: unknown data set, missing or damaged files, channels or statistics that do not fit.
+        ValueError: unknown data set, missing or damaged files, channels, statistics or class names that do not fit.
     """
     if data.name not in SOURCES:
         known = [*SOURCES, *event_names()]
@@ -123,13 +140,20 @@ def load_part(data: DataSettings, part: str) -> Part:
             + (f"; did you mean {hint!r}?" if hint else "")
             + f" Known: {', '.join(known)}."
         )
-    found = SOURCES[data.name](data, part)
+    found = SOURCES[data.name](data, part, of_model)
+    if of_model:
+        check_class_names(found.class_names, of_model, data.name)
+    if len(found.mean) != data.channels:
+        raise ValueError(
+            f"data.channels: got {data.channels}, {data.name} has {len(found.mean)}: "
+            f"set data.channels={len(found.mean)}"
+        )
     mean, std = data.mean or found.mean, data.std or found.std
     for name, value in (("mean", mean), ("std", std)):
         if len(value) != data.channels:
             raise ValueError(
-                f"data.{name}: {len(value)} values for data.channels={data.channels}; "
-                f"{data.name} has {len(found.mean)} channel(s), so set data.channels={len(found.mean)}"
+                f"data.{name}: {len(value)} values for data.channels={data.channels}: give {data.channels}, "
+                f"or null for {data.name}'s own"
             )
     pictures = found.pictures
     if pictures is not None:

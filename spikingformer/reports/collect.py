@@ -61,8 +61,6 @@ def collect(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model = opened.model.to(place)
     loader, class_names, settings = open_test_part(opened, data, root, batch_size, place)
-    if opened.info is not None:
-        class_names = opened.info.class_names
     result = evaluate(model, loader, len(class_names), every_step=True)
     counter = OperationCounter(model, name=opened.name)
     inputs: list[Tensor] = []

@@ -156,10 +156,11 @@ def open_test_part(
 ) -> tuple[EvaluationLoader, tuple[str, ...], DataSettings]:
     """The test part, its class names and its settings. Raises ValueError for missing data or other classes."""
     from spikingformer.training.distributed import World
-    from spikingformer.training.inputs import create_test_loader
+    from spikingformer.training.inputs import class_names_of, create_test_loader
 
     settings = data_settings(opened, name, root)
-    loader, classes = create_test_loader(settings, batch_size, 0, device, World())
+    of_model = class_names_of(opened.info) if opened.info is not None else ()
+    loader, classes = create_test_loader(settings, batch_size, 0, device, World(), of_model)
     if len(classes) != opened.model.num_classes:
         raise ValueError(
             f"{settings.name} has {len(classes)} classes, the model {opened.model.num_classes}: "

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from spikingformer.data.batched import BatchedAugment
+from spikingformer.data.class_numbers import are_numbers, check_class_names
 from spikingformer.data.loading import (
     EvaluationLoader,
     MemoryEvaluation,
@@ -19,7 +20,9 @@ from spikingformer.data.per_sample import evaluation_transform, training_transfo
 from spikingformer.data.sampling import StepPlan
 from spikingformer.data.settings import DataSettings
 from spikingformer.data.sources import Part, Parts, data_root, event_names, load_part, load_parts
+from spikingformer.training.checkpoint import ModelInfo
 from spikingformer.training.distributed import World
+from spikingformer.training.first_on_machine import first_on_machine
 from spikingformer.training.recipe import Recipe
 
 
@@ -92,11 +95,15 @@ def _picture_training(recipe: Recipe, part: Part, device: torch.device, world: W
 
 def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     from spikingformer.data.events.augment import OPERATIONS, EventAugment
+    from spikingformer.data.events.catalogue import CATALOGUE
     from spikingformer.data.events.event_set import split_validation
     from spikingformer.data.events.loading import EventEvaluation, EventTraining
 
     data, augment = recipe.data, recipe.augment
-    train, test = load_events(data)
+    built = None
+    if world.size > 1 and data.name in CATALOGUE:
+        built = first_on_machine(world, lambda: load_events(data, recipe.workers))
+    train, test = built or load_events(data)
     validation = None
     if data.validation_fraction > 0:
         kept, held_out = split_validation(train.labels, data.validation_fraction, recipe.seed, train.groups)
@@ -119,8 +126,8 @@ def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     )
 
 
-def load_events(data: DataSettings):
-    """Training and test part of an event set, its frame cache built if need be."""
+def load_events(data: DataSettings, workers: int = 0):
+    """Training and test part of an event set, its frame cache built, by so many processes, if need be."""
     from spikingformer.data.events.event_set import load_event_parts
 
     if data.channels != 2:
@@ -133,6 +140,7 @@ def load_events(data: DataSettings):
         data.split,
         (data.image_size, data.image_size),
         data.cache,
+        workers,
     )
 
 
@@ -160,14 +168,38 @@ def create_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
     )
 
 
+def class_names_of(info: ModelInfo) -> tuple[str, ...]:
+    """The names that a model file gives its classes; (): it does not name them, or not each by another name.
+
+    A file that was converted without names has "0", "1", ... in their place.
+    """
+    names = info.class_names
+    unnamed = are_numbers(names) and info.source != "trained"
+    return () if unnamed or len(set(names)) != info.kwargs.get("num_classes") else names
+
+
 def create_test_loader(
-    data: DataSettings, batch_size: int, workers: int, device: torch.device, world: World
+    data: DataSettings,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    world: World,
+    of_model: tuple[str, ...] = (),
 ) -> tuple[EvaluationLoader, tuple[str, ...]]:
-    """The test part alone, for `evaluate`, and its class names."""
+    """The test part alone, for `evaluate`, and its class names.
+
+    Args:
+        of_model: the model's class names, which number the classes of files; (): not known.
+
+    Raises:
+        ValueError: data missing or damaged, or of other classes than the model.
+    """
     if data.name in event_names():
         from spikingformer.data.events.loading import EventEvaluation
 
         _, test = load_events(data)
+        if of_model:
+            check_class_names(test.class_names, of_model, data.name)
         return EventEvaluation(test, batch_size, device, world.rank, world.size), tuple(test.class_names)
-    part = load_part(data, "test")
+    part = load_part(data, "test", of_model)
     return evaluation_loader(part, data, batch_size, workers, device, world), part.class_names

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -169,6 +169,15 @@ class Trainer:
 
     # --- one step ---
 
+    def _readable(self, step: Step) -> Step:
+        """The step with the number of samples, over all processes, that could be read: what its loss is the mean of."""
+        if self.recipe.data.unreadable == "stop":
+            return step
+        left_out = sum(part.unreadable for part in step.parts)
+        if self.world.size > 1:
+            left_out = int(sum_over_processes(torch.tensor(left_out, device=self.device), self.world))
+        return replace(step, samples=step.samples - left_out)
+
     def _loss(self, step: Step, epoch: int, number: int) -> torch.Tensor:
         """Forward and backward over this process's parts; returns its share of the step's mean loss."""
         total = torch.zeros((), device=self.device, dtype=self.dtype)
@@ -280,6 +289,7 @@ class Trainer:
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.model.buffers()] if recipe.nonfinite == "skip" else []
+        step = self._readable(step)
         own_loss = nan_unless_finite(self._loss_that_fits(step), self._statistics)
         loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
         counted: torch.Tensor | None = loss

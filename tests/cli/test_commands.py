@@ -1,5 +1,6 @@
 """The command as people type it: what it prints, its status, and one clear screen for each bad input."""
 
+import io
 import json
 import re
 import subprocess
@@ -57,6 +58,21 @@ def test_train_prints_json_and_runs_again_from_its_folder(run_folder, capsys, tm
     assert result["best_epoch"] == 0
     first = json.loads((run_folder / "run" / "result.json").read_text())
     assert result["last_top1"] == first["last_top1"]
+
+
+def test_evaluate_shows_progress_on_a_terminal_only(run_folder, capsys, monkeypatch):
+    from rich.console import Console
+
+    command = ["evaluate", str(run_folder / "run/best.safetensors"), "--device", "cpu", "--batch-size", "100"]
+    assert main([*command, "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("spikingformer.training.reporting.make_console", lambda: console)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([*command, "--anytime"]) == 0
+    assert re.search(r"digits.*8/8.*batches", screen.getvalue()), "359 samples by 100, twice"
+    assert "batches" not in capsys.readouterr().out
 
 
 def test_evaluate_agrees_with_training(run_folder, capsys):
@@ -191,7 +207,7 @@ def test_wrong_number_of_classes(run_folder, capsys, tmp_path):
         "--device",
         "cpu",
     )
-    assert "the model has 10 classes, folder in" in message
+    assert "3 classes that the model lacks, first 'cat', 'dog', 'eel' (the model has 10)" in message
     assert "has 3: choose the data it was trained on" in message
 
 

@@ -1,6 +1,7 @@
 """Folders and tars of pictures, the ImageNet archives, checks of a data folder."""
 
 import io
+import json
 import pickle
 import tarfile
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spikingformer.cli import main
 from spikingformer.data import imagenet
 from spikingformer.data.checking import check_data
 from spikingformer.data.digits import load_digits
@@ -239,6 +241,93 @@ def test_check_says_what_it_cannot_check_and_what_it_can(name, advice):
         check_data(DataSettings(name=name))
     assert "expected one of digits, cifar10, cifar100, folder, tar, wds" in str(caught.value)
     assert "cifar10dvs" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "wds"])
+def test_pictures_of_many_formats_are_read_and_other_files_counted(tmp_path, kind):
+    """The same ones, wherever they lie."""
+    formats = {"JPEG": "JPG", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+    entries = {"cat/notes.txt": b"x", "cat/moving.gif": b"x", "cat/Makefile": b"x"}
+    for number, (name, suffix) in enumerate(formats.items()):
+        buffer = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(buffer, name)
+        entries[f"cat/{number}.{suffix}"] = buffer.getvalue()
+        if kind == "wds":
+            entries[f"cat/{number}.cls"] = b"0"
+    for part in ("train", "val"):
+        (tmp_path / f"{part}.tar").write_bytes(tar_of(entries))
+        with tarfile.open(tmp_path / f"{part}.tar") as archive:
+            archive.extractall(tmp_path / part, filter="data")
+    data = DataSettings(name=kind, root=str(tmp_path), train_shards="train.tar", test_shards="val.tar")
+    findings = check_data(data)
+    assert not findings.problems
+    for facts in findings.facts.values():
+        assert (facts["samples"], facts["decoded"], facts["left_out"]) == (6, 6, 3)
+        assert facts["left_out_kinds"] == ".gif 1, .txt 1, no suffix 1"
+
+
+def test_pictures_of_a_tar_outside_class_folders_are_counted(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of({"0.jpg": picture(), "cat/0.jpg": picture(), "readme.txt": b"x"}))
+    assert TarPictures(tmp_path / "a.tar", 3).left_out() == {".txt": 1, "picture outside a class folder": 1}
+
+
+def test_a_sample_of_a_shard_with_two_pictures_is_refused(tmp_path):
+    content = tar_of({"a.jpg": picture(), "a.png": picture(), "a.cls": b"0"})
+    (tmp_path / "train.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train.tar: not a whole WebDataset shard \('a' has two pictures\)"):
+        ShardPictures(tmp_path, "train.tar", 3)
+
+
+def test_check_takes_what_train_takes_and_finds_shards_that_no_pattern_names(tmp_path, capsys):
+    write_shards(tmp_path)
+    command = ["data", "check", "wds", "--root", str(tmp_path)]
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["train"]["samples"] == 2
+    (problem,) = found["problems"]
+    assert "1 shards that no pattern names, first train-00001.tar: set data.train_shards (now train-{00000" in problem
+    assert main([*command, "data.train_shards=train-{00000..00001}.tar", "data.channels=1"]) == 0
+    assert "train: samples 4" in capsys.readouterr().out
+    for override, message in (
+        ("data.train_shard=x", "unknown key 'data.train_shard'; did you mean 'data.train_shards'?"),
+        ("data.channels=grey", 'data.channels: got "grey", expected int'),
+        ("epochs=2", "data check takes keys of the data section"),
+    ):
+        assert main([*command, override]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_imagenet_prints_json(tmp_path, capsys):
+    source, target = write_archives(tmp_path / "official"), tmp_path / "imagenet"
+    assert main(["data", "imagenet", "--from", str(source), "--root", str(target), "--subset", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"data_set": "imagenet", "folder": str(target), "classes": 2, "train": 6, "val": 4}
+
+
+def test_cifar_prints_json(tmp_path, capsys, monkeypatch):
+    import torchvision
+
+    def download(self, root, download):
+        print("Files already downloaded and verified")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "__init__", download)
+    monkeypatch.setattr(
+        "spikingformer.data.cifar.load_cifar", lambda name, root, part: range(2 if part == "test" else 9)
+    )
+    assert main(["data", "cifar100", "--root", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"data_set": "cifar100", "folder": str(tmp_path / "cifar-100-python"), "train": 9, "test": 2}
+
+
+def test_statistics_of_the_wrong_length_are_named(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"data.mean: 3 values for data.channels=1: give 1, or null for folder's own"):
+        load_parts(settings(tmp_path, channels=1, mean=(0.5,) * 3), 0)
+    with pytest.raises(ValueError, match=r"data.std: 1 values for data.channels=3: give 3"):
+        load_parts(settings(tmp_path, std=(0.5,)), 0)
+    digits = DataSettings(name="digits", image_size=8, channels=3)
+    with pytest.raises(ValueError, match=r"data.channels: got 3, digits has 1: set data.channels=1"):
+        load_parts(digits, 0)
 
 
 def test_part_root_accepts_usual_names(tmp_path):

@@ -236,17 +236,18 @@ def test_evaluation_counts_each_sample_once(world):
     assert sorted(seen) == list(range(11))
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_set_in_memory_is_cropped_as_one_picture_is(interpolation):
-    """As `predict` crops: 12 / 0.8 = 15 pixels of 32, the middle 12. Pillow rounds to bytes after each of two passes
+@pytest.mark.parametrize(("interpolation", "crop"), [("bilinear", 0.8), ("bicubic", 0.8), ("nearest", 0.75)])
+def test_a_set_in_memory_is_cropped_as_one_picture_is(interpolation, crop):
+    """As `predict` crops: 12 / 0.8 = 15 pixels of 32, the middle 12 (nearest: 16, at 15 one centre lies between two
+    pixels and rounding decides). Pillow rounds to bytes after each of two passes
     (half a step each), and values that reach neither end are not clipped on the way."""
-    settings = DataSettings(name="cifar10", image_size=12, interpolation=interpolation, crop_fraction=0.8)
+    settings = DataSettings(name="cifar10", image_size=12, interpolation=interpolation, crop_fraction=crop)
     pixels = torch.randint(60, 190, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mean, std = (0.0,) * 3, (1.0,) * 3
     pictures = PictureSet(pixels, torch.arange(3), ("a", "b", "c"), mean, std)
     part = Part(pictures.labels.numpy(), pictures.class_names, mean, std, pictures)
     (batch,) = evaluation_loader(part, settings, 3, 0, torch.device("cpu"), World()).batches()
-    transform = evaluation_transform(12, 3, interpolation, 0.8, mean, std)
+    transform = evaluation_transform(12, 3, interpolation, crop, mean, std)
     alone = torch.stack([transform(PictureSamples(pictures)[i][0]) for i in range(3)])
     torch.testing.assert_close(batch.inputs, alone, rtol=0, atol=1.5 / 255)
 

@@ -68,6 +68,34 @@ def test_synchronised_ranks_equal_one_process(single, tmp_path, ranks):
         assert "epoch" not in words(folder, rank), "one process speaks"
 
 
+def fail_to_read_threes() -> None:
+    """Training samples of class 3 cannot be read, wherever they are dealt to."""
+    from spikingformer.data.loading import Batch, MemoryTraining, Step
+
+    steps = MemoryTraining.steps
+
+    def without_threes(self, epoch, first_step):
+        for step in steps(self, epoch, first_step):
+            kept = [part.labels != 3 for part in step.parts]
+            pairs = zip(step.parts, kept, strict=True)
+            parts = [Batch(p.inputs[k], p.labels[k], len(k) - int(k.sum())) for p, k in pairs]
+            yield Step(parts, step.samples)
+
+    MemoryTraining.steps = without_threes
+
+
+def test_ranks_divide_by_what_all_of_them_could_read(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    skip = (*EXACT, "data.unreadable=skip")
+    assert complete(one, skip, prepare=fail_to_read_threes) == [0], words(one)
+    codes = complete(two, (*skip, "sync_batchnorm=true"), ranks=2, prepare=fail_to_read_threes)
+    assert codes == [0, 0], words(two, 0)
+    (alone,), (together,) = records(one, "epoch"), records(two, "epoch")
+    assert alone["unreadable"] == together["unreadable"] > 100
+    assert together["train_loss"] == pytest.approx(alone["train_loss"], rel=TOLERANCE)
+    assert largest_difference(one, two) < TOLERANCE
+
+
 def test_the_comparison_can_fail(single, tmp_path):
     """Without SyncBatchNorm each process normalises with its own share: another result."""
     folder = tmp_path / "run"

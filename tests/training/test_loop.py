@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from spikingformer.data.loading import MemoryTraining
+from spikingformer.data.loading import Batch, MemoryTraining, Step
 from spikingformer.data.mixing import soft_targets
 from spikingformer.training import out_of_memory
 from spikingformer.training.checkpoint import read_model_file
@@ -449,3 +449,47 @@ def test_the_rehearsal_with_all_time_steps_leaves_no_trace(tmp_path, monkeypatch
     train(recipe, tmp_path / "rehearsed")
     assert seen[:3] == [3, 1, 1]
     assert_same_tensors(tmp_path / "plain" / LAST_FILE, tmp_path / "rehearsed" / LAST_FILE)
+
+
+class HalfUnreadable(MemoryTraining):
+    """Gives each part of a step half of its samples, as if the rest could not be read."""
+
+    def steps(self, epoch, first_step):
+        for step in super().steps(epoch, first_step):
+            half = [len(part.labels) // 2 for part in step.parts]
+            yield Step(
+                [Batch(p.inputs[:n], p.labels[:n], len(p.labels) - n) for p, n in zip(step.parts, half, strict=True)],
+                step.samples,
+            )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_loss_and_gradients_are_means_over_the_readable_samples(tmp_path, monkeypatch, parts):
+    """Else they shrink with every file that cannot be read."""
+    recipe = tiny_recipe(
+        data__unreadable="skip",
+        accumulation_steps=parts,
+        precision="fp64",
+        epochs=1,
+        batch_size=1438,
+        log__every_steps=1,
+    )
+    monkeypatch.setattr("spikingformer.training.inputs.MemoryTraining", HalfUnreadable)
+    inputs = create_inputs(recipe, CPU, World())
+    (step,) = inputs.train.steps(0, 0)
+    model = build_model(recipe, 10, "pictures").double()
+    losses = []
+    for part in step.parts:
+        targets = soft_targets(part.labels, 10, recipe.label_smoothing).double()
+        losses.append(-(targets * model(part.inputs.double()).log_softmax(1)).sum())
+    loss = sum(losses) / sum(len(part.labels) for part in step.parts)
+    loss.backward()
+    expected, seen = loss.item(), {}
+    monkeypatch.setattr(Trainer, "_update", lambda self: seen.update(self.model.named_parameters()))
+    result = train(recipe, tmp_path / "run")
+    (record,) = records(tmp_path / "run", "step")
+    assert result.unreadable == sum(part.unreadable for part in step.parts) > 700
+    assert record["loss"] == pytest.approx(expected, rel=1e-12)
+    assert records(tmp_path / "run", "epoch")[0]["train_loss"] == pytest.approx(expected, rel=1e-12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(seen[name].grad, parameter.grad, rtol=1e-9, atol=1e-12)

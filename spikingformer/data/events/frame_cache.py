@@ -225,7 +225,8 @@ def _run_jobs(jobs: list[tuple[Path, int, list[EventSample], FrameFormat]], work
     except BrokenProcessPool:
         raise FrameCacheError(
             "a decoding process was killed (out of memory?). Run the command again with fewer workers: "
-            "it goes on from what is there."
+            'it goes on from what is there. A script of your own must call under `if __name__ == "__main__":`, or '
+            "with workers=0."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -16,7 +16,7 @@ from .event_set import EventFrames
 
 class EventTraining(TrainingLoader):
     """Batches gathered from the frame cache and augmented on the device; the draws of a sample depend on
-    (seed, epoch, sample) alone."""
+    (seed, epoch, sample) alone, the subset of frames on the batch's first sample."""
 
     def __init__(self, data: EventFrames, plan: StepPlan, augment: EventAugment, device: torch.device) -> None:
         self.data, self.plan, self.augment, self.device = data, plan, augment, device

@@ -169,3 +169,21 @@ def test_nmnist_samples(real_events_dir: Path, tmp_path: Path) -> None:
 def test_cache_description_is_plain_json(samples, tmp_path: Path) -> None:
     description = json.loads((build(samples, tmp_path) / "cache.json").read_text())
     assert description["format"]["decoder_version"] == 1
+
+
+@pytest.mark.parametrize("size", [1, 4096, 65_536, 65_537, 1_000_000])
+def test_the_fingerprint_sees_changes_all_over_a_file(tmp_path: Path, size: int) -> None:
+    """Of files up to 64 KB any byte, of larger ones their ends and what lies in the blocks between."""
+    path = tmp_path / "a.bin"
+    content = bytes(size)
+    path.write_bytes(content)
+    sample = [EventSample(path, 0, "train")]
+    found = {fingerprint(sample, tmp_path)}
+    blocks = [round(i * (size - 4096) / 15) for i in range(16)]
+    places = range(0, size, 4095) if size <= 65_536 else [p + at for p in blocks for at in (0, 2000, 4095)]
+    for place in {0, size - 1, *places}:
+        path.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        found.add(fingerprint(sample, tmp_path))
+    path.write_bytes(content + b"\0")
+    found.add(fingerprint(sample, tmp_path))
+    assert len(found) == 2 + len({0, size - 1, *places})

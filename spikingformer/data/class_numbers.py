@@ -1,0 +1,61 @@
+"""Class names to class numbers, one way for folders and tars; and names held against those a model was trained with."""
+
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 3
+
+
+def timm_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key of classes and files as timm, and so the published code, orders them: numerals by value, capitals like
+    small letters. Names that are equal to timm, such as 1 and 01, keep an order too."""
+    from timm.utils.misc import natural_key
+
+    return natural_key(name), name
+
+
+def number_classes(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(sorted(set(names), key=timm_order))}
+
+
+def names_by_number(numbering: dict[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(numbering, key=numbering.__getitem__))
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether the names are "0", "1", ... in order: what stands where nobody named the classes."""
+    return all(name == str(number) for number, name in enumerate(names))
+
+
+def check_class_names(found: Sequence[str], expected: Sequence[str], where: str) -> None:
+    """Holds the names of a data set against the model's, number by number.
+
+    Raises:
+        ValueError: they differ; names the first that do.
+    """
+    advice = "choose the data it was trained on with --data and --root"
+    if len(found) != len(expected):
+        raise ValueError(f"{where} has {len(found)} classes, the model {len(expected)}: {advice}")
+    different = [number for number, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]]
+    if different:
+        first = ", ".join(f"{n} is {found[n]!r} there, {expected[n]!r} in the model" for n in different[:_SHOWN])
+        raise ValueError(
+            f"{where} has other classes than the model: {len(different)} of {len(found)} differ (number {first}): "
+            + advice
+        )
+
+
+def refuse_unknown(found: Iterable[str], numbering: dict[str, int], where: str, numbered_by: str) -> None:
+    """Raises ValueError for classes that the numbering lacks, and names the first."""
+    unknown = list(number_classes(name for name in found if name not in numbering))
+    if not unknown:
+        return
+    first = ", ".join(repr(name) for name in unknown[:_SHOWN])
+    advice = (
+        "choose the data it was trained on with --data and --root, or remove them"
+        if numbered_by == "model"
+        else "remove them or complete the training part"
+    )
+    raise ValueError(
+        f"{where}: {len(unknown)} classes that the {numbered_by} lacks, first {first} "
+        f"(the {numbered_by} has {len(numbering)}): {advice}"
+    )
