@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "a checkpoint file or a run's folder",
     )
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
-    parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", ...; default: cuda where there is one')
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: under autocast")
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes; default: 1, 2, 4, ... to the limit")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs a batch size (default 5)")
@@ -38,24 +38,27 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.benchmarks import sweep
     from spikingformer.neurons import use_backend
     from spikingformer.reports.inputs import open_model
+    from spikingformer.training.setup import choose_device
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     model = open_model(args.model).model
     if args.compile:
         model.compile()  # in place: it stays a model of this package
     header = {
         "model": args.model,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "backend": args.backend,
         "compiled": args.compile,
         "versions": {"spikingformer": spikingformer.__version__, "torch": torch.__version__},
     }
     rows = []
     with use_backend(args.backend):
-        results = sweep(model, args.batch, args.mode, device, getattr(torch, args.dtype), args.repeats)
+        results = sweep(model, args.batch, args.mode, str(device), getattr(torch, args.dtype), args.repeats)
         if not args.json:
             print(f"{args.model}, {args.mode}, {args.dtype} on {header['gpu'] or header['machine']}")
             print(f"{'batch':>6} {'samples/s':>10} {'ms':>9} {'spread':>7} {'memory MB':>10} {'firing':>7}")

@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="B", help="samples a batch (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESET_NAMES, default="exact", help="how to price (default: %(default)s)")
     parser.add_argument(
         "--also", nargs="+", choices=(*PRESET_NAMES, "all"), default=[], metavar="PRESET",
@@ -120,16 +120,16 @@ def _facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
 
 
 def _measured_facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
-    import torch
     from rich.console import Console
     from rich.progress import track
 
     from spikingformer.energy import OperationCounter
     from spikingformer.reports.inputs import evaluation_batches, open_model, random_batches
+    from spikingformer.training.setup import choose_device
 
     if args.batch_size < 1 or (args.samples is not None and args.samples < 1):
         raise ValueError("--batch-size and --samples must be at least 1")
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
+    device = choose_device(args.device)
     opened = open_model(args.model, **_overrides(args))
     model = opened.model.to(device)
     if args.data == "random":
@@ -146,11 +146,13 @@ def _measured_facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
 def _measure(args: argparse.Namespace) -> int:
     from spikingformer.energy.measure import measure_model
     from spikingformer.reports.inputs import open_model, random_batches
+    from spikingformer.training.setup import choose_device
 
+    device = choose_device(args.device)
     opened = open_model(args.model, **_overrides(args))
     batches, _ = random_batches(opened, args.batch_size, args.batch_size)
     x, _ = next(iter(batches))
-    result = measure_model(opened.model, x, args.device)
+    result = measure_model(opened.model, x, str(device))
     if args.json:
         print(json.dumps(result.to_json(), indent=2))
     else:

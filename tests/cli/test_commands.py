@@ -241,6 +241,28 @@ def test_folder_that_cannot_be_written(run_folder, capsys, tmp_path):
     assert "cannot write there" in message
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["bench", "--batch", "1"], ["report"], ["energy", "--data", "--samples", "1"], ["energy", "--measure"]],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "got cuda, but PyTorch finds no CUDA device"), ("cuda:1", "got cuda:1, but PyTorch finds no CUDA"),
+     ("gpu", "got 'gpu', expected auto, cpu, cuda or cuda:N"), ("cpu:3", "got 'cpu:3', expected auto")],
+)  # fmt: skip
+def test_a_device_that_is_not_there(run_folder, capsys, monkeypatch, words, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command, *options = words
+    assert message in refused(capsys, command, run_folder / "run", *options, "--device", device)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_bench_on_no_threads(run_folder, capsys, threads):
+    message = refused(capsys, "bench", run_folder / "run", "--threads", threads)
+    assert f"--threads must be at least 1, got {threads}" in message
+
+
 def test_help_names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
