@@ -195,9 +195,12 @@ def test_an_int8_file_streams_window_by_window(tmp_path, event_model, recording,
         (["--window", "0.000001"], "less than a microsecond for each of its 3 frames"),
         (["--loop", "nan"], "more than 0 seconds, got nan"),
         (["--samples", "2"], "got --samples as well"),
-        (["--window", "0.3"], ""),
+        (["--device", "cuda"], "--device cuda: windows of --stream run on the CPU here"),
+        (["--top", "3"], "--top 3: --stream shows the likeliest class of each window"),
+        (["--batch-size", "4"], "--batch-size 4: --stream takes one window at a time"),
+        (["--window", "0.3", "--device", "cpu"], ""),
     ],
-    ids=["window", "sensor", "microseconds", "loop", "samples", "fine"],
+    ids=["window", "sensor", "microseconds", "loop", "samples", "device", "top", "batch size", "fine"],
 )
 def test_wrong_streams_exit_with_a_message(event_model, recording, capsys, words, message):
     words = words if "--sensor" in words else [*words, "--sensor", "32", "32"]
@@ -227,6 +230,19 @@ def test_only_our_modules_say_the_class_after_each_step(tmp_path, recording, cap
     (stepped,) = predicted(capsys, tmp_path / "m.safetensors", tmp_path / "r.aedat")
     assert "after_step" not in whole
     assert len(stepped["after_step"]) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--window", "0.2"], ["--sensor", "32", "32"], ["--keep-state"], ["--loop", "9"]], ids=lambda w: w[0]
+)
+def test_an_option_of_streams_without_one_is_refused(event_model, recording, capsys, words):
+    assert main(["predict", str(event_model), str(recording), *words]) == 2
+    assert f"{' '.join(words)}: only with --stream RECORDING" in capsys.readouterr().err
+
+
+def test_a_number_of_samples_below_none_is_refused(event_model, capsys):
+    assert main(["predict", str(event_model), "--samples", "-1"]) == 2
+    assert "--samples must be at least 0, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
