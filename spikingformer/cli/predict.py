@@ -21,8 +21,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "checkpoint",
-        help="best.safetensors of a run, a converted or exported file, or MODEL.TAG of weights that come with the "
-        f"package; left out before pictures: {DEFAULT_MODEL}",
+        help="a run's folder (its best model), a checkpoint, a converted or exported file, or MODEL.TAG of weights "
+        f"that come with the package; left out before pictures: {DEFAULT_MODEL}",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")

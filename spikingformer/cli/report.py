@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spikingformer.reports.collect import collect
-    from spikingformer.reports.inputs import checkpoint_file
     from spikingformer.reports.page import render
+    from spikingformer.training.checkpoint import checkpoint_file
 
     output = args.output or checkpoint_file(args.target).parent / "report.html"
     with Console(stderr=True).status("evaluating, counting, drawing"):

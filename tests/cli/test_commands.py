@@ -85,6 +85,21 @@ def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
     assert {"label"} <= rows[2].keys()
 
 
+def test_a_runs_folder_stands_for_its_best_model(run_folder, capsys):
+    answers = []
+    for checkpoint in (run_folder / "run", run_folder / "run/best.safetensors"):
+        assert main(["predict", str(checkpoint), "--samples", "2", "--json", "--device", "cpu"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert main(["evaluate", str(run_folder / "run"), "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == json.loads((run_folder / "run/result.json").read_text())["best_top1"]
+    assert main(["export", str(run_folder / "run"), "--to", "weights", "--json"]) == 0
+    written = run_folder / "run/best-folded.safetensors"
+    assert json.loads(capsys.readouterr().out)["path"] == str(written)
+    written.unlink()
+
+
 def published_weights(classes: int) -> dict[str, torch.Tensor]:
     """A small Spikingformer's weights under published names, as DataParallel and torch.compile leave them."""
     model = timm.create_model("spikingformer_4_384", embed_dim=32, depth=1, num_heads=8, num_classes=classes)
@@ -215,9 +230,18 @@ def test_truncated_checkpoint(run_folder, capsys, tmp_path):
         assert "truncated" in message
 
 
-@pytest.mark.parametrize("what", ["missing.safetensors", "."])
-def test_checkpoint_that_is_no_file(capsys, tmp_path, what):
-    assert str(tmp_path) in refused(capsys, "evaluate", tmp_path / what)
+@pytest.mark.parametrize("command", ["evaluate", "predict", "energy", "bench", "report", "export"])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing.safetensors", "no such checkpoint file"),
+        (".", "no best.safetensors or last.safetensors in this folder"),
+    ],
+)
+def test_checkpoint_that_is_no_file(capsys, tmp_path, command, what, message):
+    options = {"predict": ["--samples", 1], "export": ["--to", "onnx"]}.get(command, [])
+    found = refused(capsys, command, tmp_path / what, *options)
+    assert f"{tmp_path / what}: {message}" in found
 
 
 def test_predict_bad_files(run_folder, capsys, tmp_path):

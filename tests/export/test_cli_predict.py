@@ -86,6 +86,14 @@ def recording(tmp_path):
     return tmp_path / "r.aedat"
 
 
+def test_a_runs_folder_streams_its_best_model(event_model, recording, capsys):
+    words = ["--stream", recording, "--window", 0.3, "--sensor", 32, 32]
+    rows = predicted(capsys, event_model, *words)
+    event_model.rename(event_model.parent / "best.safetensors")
+    found = predicted(capsys, event_model.parent, *words)
+    assert [r["probabilities"] for r in found] == [r["probabilities"] for r in rows]
+
+
 @pytest.mark.parametrize("source", ["file", "pipe"])
 def test_stream_prints_a_row_a_window(event_model, recording, capsys, monkeypatch, source):
     if source == "pipe":
