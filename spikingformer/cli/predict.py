@@ -15,7 +15,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "predict",
         help="classes of pictures or recordings",
-        description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin, .bs2.",
+        description="The most likely classes of each file. Folders are searched; photos are turned as their EXIF "
+        "says; event models take .aedat, .bin, .bs2.",
         epilog="examples: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3; "
         f"spikingformer predict photo.jpg (with {DEFAULT_MODEL}, which comes with the package)",
     )

@@ -59,16 +59,44 @@ def test_every_format_predicts_what_the_checkpoint_predicts(tmp_path, picture, c
 
 
 def test_a_model_that_is_not_square_is_given_its_rows_and_columns(picture):
-    class Shape(torch.nn.Module):
-        def forward(self, x):
-            self.seen = tuple(x.shape)
-            return torch.zeros(len(x), 5)
-
     half = (0.5,) * 3
     info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
-    model = Shape()
+    model = _Seen()
     assert len(list(predict_files(model, info, [str(picture)], 1, 1))) == 1
-    assert model.seen == (1, 3, 16, 32)
+    assert model.batch.shape == (1, 3, 16, 32)
+
+
+class _Seen(torch.nn.Module):
+    def forward(self, x):
+        self.batch = x
+        return torch.zeros(len(x), 5)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_photo_is_turned_as_its_camera_held_it(tmp_path, picture, suffix):
+    upright = Image.open(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen, turn it a quarter clockwise
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    options = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    stored.save(tmp_path / f"turned.{suffix}", exif=exif, **options)
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
+    model = _Seen()
+    list(predict_files(model, info, [str(picture), str(tmp_path / f"turned.{suffix}")], 1, 2))
+    tolerance = 0.05 if suffix == "jpg" else 0  # of values from -1 to 1: it loses some
+    torch.testing.assert_close(model.batch[1], model.batch[0], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [b"Exif\0\0garbage!", b"Exif\0\0", b"MM\0*\0\0\0\x08\0\x05", b""])
+def test_a_photo_with_damaged_exif_is_taken_as_it_is_stored(tmp_path, picture, damage):
+    Image.open(picture).save(tmp_path / "damaged.png", exif=damage)
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": 16, "in_chans": 3}, NAMES, half, half)
+    model = _Seen()
+    rows = list(predict_files(model, info, [str(picture), str(tmp_path / "damaged.png")], 1, 2))
+    assert all("classes" in row for row in rows)
+    torch.testing.assert_close(model.batch[1], model.batch[0])
 
 
 @pytest.fixture
