@@ -60,3 +60,21 @@ def test_command_times_the_weights_that_a_name_stands_for(monkeypatch, capsys):
     assert main(["bench", "resnet18"]) == 2
     assert "'resnet18' is not a model of this package" in capsys.readouterr().err
     assert len(timed) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--batch-size", "1", "3", "--precision", "bf16"], ([1, 3], torch.bfloat16)),
+        (["--batch", "2", "--dtype", "float16"], ([2], torch.float16)),
+        ([], (None, torch.float32)),
+    ],
+    ids=["as other commands", "as before", "default"],
+)
+def test_command_takes_the_names_of_the_other_commands(monkeypatch, words, expected):
+    seen = []
+    monkeypatch.setattr(
+        "spikingformer.benchmarks.sweep", lambda _, batches, mode, place, dtype, n: seen.append((batches, dtype)) or []
+    )
+    assert main(["bench", "spikingformer_cml_4_384.digits", "--json", *words]) == 0
+    assert seen == [expected]

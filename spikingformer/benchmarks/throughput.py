@@ -3,7 +3,6 @@
 A spiking network's speed depends on how much it fires, so the rate always stands beside the time.
 """
 
-import resource
 import statistics
 import sys
 import time
@@ -68,9 +67,18 @@ def example_input(model: SpikingTransformer, batch: int, device: torch.device, s
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """CUDA: the allocator's peak since its last reset; CPU: the process's largest resident set."""
+    """CUDA: the allocator's peak since its last reset; CPU: the process's largest resident set.
+
+    Raises ValueError on a CPU where the system is not POSIX.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"peak memory on the CPU needs a POSIX system's getrusage, and this is {sys.platform}"
+        ) from None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

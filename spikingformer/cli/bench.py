@@ -5,7 +5,7 @@ import json
 import platform
 from dataclasses import asdict
 
-DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the other commands say it: torch's name
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,9 +20,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "a checkpoint file or a run's folder",
     )
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
-    parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", ...; default: cuda where there is one')
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: under autocast")
-    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes; default: 1, 2, 4, ... to the limit")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--precision", "--dtype", choices=(*PRECISIONS, *PRECISIONS.values()), default="fp32",
+                        help="other than fp32: under autocast (--dtype: the same)")  # fmt: skip
+    parser.add_argument("--batch-size", "--batch", type=int, nargs="+", metavar="B",
+                        help="one or more; default: 1, 2, 4, ... to the limit (--batch: the same)")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="timed runs a batch size (default 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--backend", choices=("auto", "reference", "native", "triton"), default="auto")
@@ -38,26 +40,29 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.benchmarks import sweep
     from spikingformer.neurons import use_backend
     from spikingformer.reports.inputs import open_model
+    from spikingformer.training.setup import choose_device
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, dtype = choose_device(args.device), PRECISIONS.get(args.precision, args.precision)
     model = open_model(args.model).model
     if args.compile:
         model.compile()  # in place: it stays a model of this package
     header = {
         "model": args.model,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "backend": args.backend,
         "compiled": args.compile,
         "versions": {"spikingformer": spikingformer.__version__, "torch": torch.__version__},
     }
     rows = []
     with use_backend(args.backend):
-        results = sweep(model, args.batch, args.mode, device, getattr(torch, args.dtype), args.repeats)
+        results = sweep(model, args.batch_size, args.mode, str(device), getattr(torch, dtype), args.repeats)
         if not args.json:
-            print(f"{args.model}, {args.mode}, {args.dtype} on {header['gpu'] or header['machine']}")
+            print(f"{args.model}, {args.mode}, {dtype} on {header['gpu'] or header['machine']}")
             print(f"{'batch':>6} {'samples/s':>10} {'ms':>9} {'spread':>7} {'memory MB':>10} {'firing':>7}")
         for r in results:
             rows.append(asdict(r))

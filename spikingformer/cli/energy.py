@@ -9,12 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikingformer.cli.unread import refuse_given
+
 if TYPE_CHECKING:
     from spikingformer.energy import Facts
+    from spikingformer.reports.inputs import OpenedModel
 
 PRESET_NAMES = ("exact", "spikingformer-paper", "spikingformer-log", "spikformer-lenient", "spikformer-strict",
                 "neurobench")  # fmt: skip
 MEMORY_NAMES = ("none", "lemaire2022", "sram64")
+BATCH_SIZE = 32
+_PRICING = ("preset", "also", "memory", "all_rows", "csv")  # options of the estimate, of its input, of running
+_INPUT = ("data", "rates", "assume_rate", "root", "samples")
+_RUNNING = ("root", "samples", "batch_size")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,11 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     source.add_argument("--assume-rate", type=float, metavar="R", help="one firing rate for all layers, 0 to 1")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data set")
     parser.add_argument("--samples", type=int, metavar="N", help="samples to count (default: the whole test part)")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="B", help="samples a batch (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESET_NAMES, default="exact", help="how to price (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"samples a batch (default: {BATCH_SIZE})")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESET_NAMES, help="how to price (default: exact)")
     parser.add_argument(
         "--also", nargs="+", choices=(*PRESET_NAMES, "all"), default=[], metavar="PRESET",
         help="further presets whose totals to print; 'all' for every one",
@@ -50,8 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--memory",
         choices=MEMORY_NAMES,
-        default="none",
-        help="add memory accesses by this model (default: %(default)s)",
+        help="add memory accesses by this model (default: none)",
     )
     parser.add_argument("--img-size", type=int, metavar="PX", help="picture size, for a registered name")
     parser.add_argument("--in-chans", type=int, metavar="C", help="input channels, for a registered name")
@@ -70,13 +74,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    _refuse_what_is_not_read(args)
     if args.measure:
         return _measure(args)
     from spikingformer.energy.result import energy_document, to_csv
 
     facts, trained, real_data = _facts(args)
     also = tuple(PRESET_NAMES if "all" in args.also else args.also)
-    document = energy_document(facts, args.preset, also, args.memory, trained, real_data)
+    document = energy_document(facts, args.preset or "exact", also, args.memory or "none", trained, real_data)
     if args.json:
         print(json.dumps(document, indent=2))
     elif args.csv is not None:
@@ -90,6 +95,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_what_is_not_read(args: argparse.Namespace) -> None:
+    if args.measure:
+        refuse_given(
+            args, (*_INPUT, *_PRICING), "--measure runs the model on random input and prices nothing: leave it away"
+        )
+    elif args.data is None:
+        why = "nothing is run without --data: add it, or leave this away"
+        refuse_given(args, _RUNNING, why)
+        if args.device not in ("auto", "cpu"):
+            raise ValueError(f"--device {args.device}: {why}")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.samples is not None and args.samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {args.samples}")
+
+
+def _open(args: argparse.Namespace) -> OpenedModel:
+    from spikingformer.reports.inputs import is_checkpoint, open_model
+
+    overrides = _overrides(args)
+    if overrides and is_checkpoint(args.model):
+        raise ValueError(f"{', '.join(overrides)}: a checkpoint fixes these; give them with a registered name only")
+    return open_model(args.model, **overrides)
+
+
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     given = {"img_size": args.img_size, "in_chans": args.in_chans, "num_classes": args.num_classes,
              "time_steps": args.time_steps}  # fmt: skip
@@ -99,18 +129,14 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
     """(counts, whether the weights are trained, whether the input is real)."""
     from spikingformer.energy import Rates, static_counts, with_rates
-    from spikingformer.reports.inputs import is_checkpoint, open_model
+    from spikingformer.reports.inputs import is_checkpoint
 
-    checkpoint = is_checkpoint(args.model)
-    if checkpoint and _overrides(args):
-        raise ValueError(
-            f"{', '.join(_overrides(args))}: a checkpoint fixes these; give them with a registered name only"
-        )
     if args.data is not None:
         return _measured_facts(args)
     if args.assume_rate is not None and not 0 <= args.assume_rate <= 1:
         raise ValueError(f"--assume-rate must lie in [0, 1], got {args.assume_rate}")
-    facts = static_counts(open_model(args.model).model) if checkpoint else static_counts(args.model, **_overrides(args))
+    checkpoint = is_checkpoint(args.model)
+    facts = static_counts(_open(args).model) if checkpoint else static_counts(args.model, **_overrides(args))
     facts.model = args.model
     if args.rates is not None:
         facts = with_rates(facts, Rates.read(args.rates))
@@ -120,37 +146,37 @@ def _facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
 
 
 def _measured_facts(args: argparse.Namespace) -> tuple[Facts, bool, bool]:
-    import torch
     from rich.console import Console
     from rich.progress import track
 
     from spikingformer.energy import OperationCounter
-    from spikingformer.reports.inputs import evaluation_batches, open_model, random_batches
+    from spikingformer.reports.inputs import evaluation_batches, random_batches
+    from spikingformer.training.setup import choose_device
 
-    if args.batch_size < 1 or (args.samples is not None and args.samples < 1):
-        raise ValueError("--batch-size and --samples must be at least 1")
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
-    opened = open_model(args.model, **_overrides(args))
+    device, batch_size = choose_device(args.device), args.batch_size or BATCH_SIZE
+    opened = _open(args)
     model = opened.model.to(device)
     if args.data == "random":
-        batches, total = random_batches(opened, args.samples or args.batch_size, args.batch_size)
+        batches, total = random_batches(opened, args.samples or batch_size, batch_size)
     else:
-        batches, total = evaluation_batches(opened, args.data, args.root, args.batch_size, args.samples)
+        batches, total = evaluation_batches(opened, args.data, args.root, batch_size, args.samples)
     counter = OperationCounter(model, name=args.model)
     console = Console(stderr=True)
-    for x, labels in track(batches, "counting", total=-(-total // args.batch_size), console=console, transient=True):
+    for x, labels in track(batches, "counting", total=-(-total // batch_size), console=console, transient=True):
         counter.add(x.to(device), None if labels is None else labels.to(device))
     return counter.finish(), opened.trained, args.data != "random"
 
 
 def _measure(args: argparse.Namespace) -> int:
     from spikingformer.energy.measure import measure_model
-    from spikingformer.reports.inputs import open_model, random_batches
+    from spikingformer.reports.inputs import random_batches
+    from spikingformer.training.setup import choose_device
 
-    opened = open_model(args.model, **_overrides(args))
-    batches, _ = random_batches(opened, args.batch_size, args.batch_size)
+    device, batch_size = choose_device(args.device), args.batch_size or BATCH_SIZE
+    opened = _open(args)
+    batches, _ = random_batches(opened, batch_size, batch_size)
     x, _ = next(iter(batches))
-    result = measure_model(opened.model, x, args.device)
+    result = measure_model(opened.model, x, str(device))
     if args.json:
         print(json.dumps(result.to_json(), indent=2))
     else:

@@ -11,7 +11,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the checkpoint was trained on (or of --data).",
         epilog="example: spikingformer evaluate runs/a/best.safetensors --json",
     )
-    parser.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run, or a converted file")
+    parser.add_argument("checkpoint", help="a run's folder (its best model), a checkpoint in it, or a converted file")
     parser.add_argument("--data", metavar="NAME", help="data set, e.g. cifar10 (default: the one it was trained on)")
     parser.add_argument("--root", metavar="DIR", help="folder of the data set (default: that of the training)")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="evaluate at another picture size")

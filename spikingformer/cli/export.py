@@ -25,8 +25,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "checkpoint",
-        help="best.safetensors or last.safetensors of a run, a converted file, or MODEL.TAG of weights that come with "
-        "the package",
+        help="a run's folder (its best model), a checkpoint in it, a converted file, or MODEL.TAG of weights that come "
+        "with the package",
     )
     parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
@@ -59,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
         export_torch,
         export_weights,
     )
+    from spikingformer.training.checkpoint import checkpoint_file
+    from spikingformer.weights import shipped_file
 
     _refuse_what_the_format_lacks(args)
-    source = Path(args.checkpoint)
+    source = Path(args.checkpoint) if shipped_file(args.checkpoint) else checkpoint_file(args.checkpoint)
     target = Path(args.output) if args.output else _beside(source, args)
     if target.resolve() == source.resolve():
         raise ValueError(f"the output would overwrite the checkpoint {source}: name another file with -o")

@@ -3,9 +3,11 @@
 import argparse
 
 from spikingformer.cli import stream
+from spikingformer.cli.unread import refuse_given
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_MODEL = "spikingformer_cml_4_384.cifar10_minutes"
+TOP, BATCH_SIZE = 5, 32
 RECORDINGS = (".aedat", ".bin", ".bs2")
 
 
@@ -13,19 +15,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "predict",
         help="classes of pictures or recordings",
-        description="The most likely classes of each file. Folders are searched; event models take .aedat, .bin, .bs2.",
+        description="The most likely classes of each file. Folders are searched; photos are turned as their EXIF "
+        "says; event models take .aedat, .bin, .bs2.",
         epilog="examples: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3; "
         f"spikingformer predict photo.jpg (with {DEFAULT_MODEL}, which comes with the package)",
     )
     parser.add_argument(
         "checkpoint",
-        help="best.safetensors of a run, a converted or exported file, or MODEL.TAG of weights that come with the "
-        f"package; left out before pictures: {DEFAULT_MODEL}",
+        help="a run's folder (its best model), a checkpoint, a converted or exported file, or MODEL.TAG of weights "
+        f"that come with the package; left out before pictures: {DEFAULT_MODEL}",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each file (default 5)")
-    parser.add_argument("--batch-size", type=int, default=32, help="files at a time (default 32)")
+    parser.add_argument("--top", type=int, metavar="K", help=f"classes to show for each file (default {TOP})")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"files at a time (default {BATCH_SIZE})")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, or a window")
     stream.add_options(parser)
@@ -47,18 +50,22 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint.lower().endswith(PICTURES) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
         print(f"no model given: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
-    if args.stream is None and not args.paths and not args.samples:
+    if args.samples < 0:
+        raise ValueError(f"--samples must be at least 0, got {args.samples}")
+    if args.stream is not None:
+        return stream.run(args)
+    refuse_given(args, stream.OPTIONS, "only with --stream RECORDING: give that instead of files, or leave this away")
+    if not args.paths and not args.samples:
         raise ValueError("nothing to predict: give files or folders, or --samples N")
-    if args.top < 1 or args.batch_size < 1:
-        raise ValueError(f"--top {args.top}, --batch-size {args.batch_size}: expected at least 1")
+    top, batch_size = TOP if args.top is None else args.top, BATCH_SIZE if args.batch_size is None else args.batch_size
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"--top {top}, --batch-size {batch_size}: expected at least 1")
 
     from spikingformer.cli.prediction import predict_files, predict_samples
     from spikingformer.export.opened import is_exported, open_exported
     from spikingformer.training.checkpoint import load_model
     from spikingformer.training.setup import choose_device
 
-    if args.stream is not None:
-        return stream.run(args)
     if is_exported(args.checkpoint):
         if args.device == "cuda":
             raise ValueError(f"--device cuda: {args.checkpoint} is an exported file, which runs on the CPU here")
@@ -69,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     suffixes = PICTURES if info.kind == "pictures" else RECORDINGS
     files = find_files(args.paths, suffixes)
     unreadable = 0
-    sources = [predict_files(model, info, files, args.top, args.batch_size)]
+    sources = [predict_files(model, info, files, top, batch_size)]
     if args.samples:
-        sources.append(predict_samples(model, info, args.samples, args.top))
+        sources.append(predict_samples(model, info, args.samples, top))
     for source in sources:
         for row in source:
             unreadable += "error" in row

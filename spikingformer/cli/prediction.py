@@ -1,9 +1,12 @@
 """The most likely classes of files and of test samples."""
 
+import struct
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import nn
 
 from spikingformer.data.folder import UnreadablePicture, decode_picture
@@ -43,13 +46,23 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
         for file in chosen:
             with open(file, "rb") as stream:
                 decoded.append(decode_picture(stream, info.channels, file))
-        readable = [transform(picture) for picture in decoded if not isinstance(picture, UnreadablePicture)]
+        readable = [transform(_upright(picture)) for picture in decoded if not isinstance(picture, UnreadablePicture)]
         logits = iter(model(torch.stack(readable).to(device)) if readable else [])
         for file, picture in zip(chosen, decoded, strict=True):
             if isinstance(picture, UnreadablePicture):
                 yield {"file": file, "error": picture.reason}
             else:
                 yield {"file": file, "classes": _ranked(next(logits), info, top)}
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its camera was held, by EXIF. Data sets stay as stored, since the published code reads them so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF says nothing about the picture
+        try:
+            return ImageOps.exif_transpose(picture)
+        except (SyntaxError, ValueError, OSError, KeyError, struct.error):
+            return picture
 
 
 def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--show", type=int, default=6, metavar="N", help="samples to look inside (default 6)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="samples a batch (default 64)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="also write one overview figure")
     parser.add_argument("--json", action="store_true", help="print where the page is, accuracy and energy as JSON")
     parser.set_defaults(run=run)
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spikingformer.reports.collect import collect
-    from spikingformer.reports.inputs import checkpoint_file
     from spikingformer.reports.page import render
+    from spikingformer.training.checkpoint import checkpoint_file
 
     output = args.output or checkpoint_file(args.target).parent / "report.html"
     with Console(stderr=True).status("evaluating, counting, drawing"):

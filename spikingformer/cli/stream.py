@@ -4,6 +4,11 @@ import argparse
 import json
 from dataclasses import asdict
 
+from spikingformer.cli.unread import refuse_given
+
+OPTIONS = ("window", "sensor", "keep_state", "loop")  # which only a stream reads
+SENSOR = (128, 128)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of streaming, for `spikingformer predict`."""
@@ -18,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="length of a window (default: that of the training samples, else 60 ms a step)",
     )
     group.add_argument(
-        "--sensor", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="the camera's size"
+        "--sensor", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="the camera's size (default 128 128)"
     )
     group.add_argument(
         "--keep-state",
@@ -40,10 +45,14 @@ def run(args: argparse.Namespace) -> int:
     if args.paths or args.samples:
         what = args.paths[0] if args.paths else "--samples"
         raise ValueError(f"--stream classifies {args.stream} alone, got {what} as well: give the one or the other")
+    refuse_given(args, ["top"], "--stream shows the likeliest class of each window (--json: all): leave it away")
+    refuse_given(args, ["batch_size"], "--stream takes one window at a time: leave it away")
+    if args.device == "cuda":
+        raise ValueError("--device cuda: windows of --stream run on the CPU here: leave it away")
     if args.loop is not None and args.stream == "-":
         raise ValueError("--loop plays a file again, which standard input is not: give the recording's path")
     predictor = load_predictor(args.checkpoint)
-    settings = settings_for(predictor, args.window, tuple(args.sensor), args.keep_state)
+    settings = settings_for(predictor, args.window, tuple(args.sensor or SENSOR), args.keep_state)
     chunks = event_chunks(args.stream)
     if args.loop is not None:
         chunks = looped(np.concatenate([make_events([], [], [], []), *chunks]), args.loop)

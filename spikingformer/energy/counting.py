@@ -5,12 +5,13 @@ Convolutions, linear layers and products of activations are seen where torch dis
 an operation belongs. T: time steps, B: samples.
 """
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,6 +27,7 @@ from .tally import Ledger, Stats
 _POOLS = ("max_pool", "adaptive_max_pool")
 _AVERAGES = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, LIF)  # what a complete count has a record of
+_NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention reads its weight alone
 _MATMULS = {"mm": (0, 1, None), "bmm": (0, 1, None), "addmm": (1, 2, 0), "baddbmm": (1, 2, 0), "mv": (0, 1, None)}
 _UNCOUNTED = {"gelu", "sigmoid", "tanh", "silu", "exp", "erf", "pow", "sqrt", "rsqrt", "log", "softplus", "hardswish"}
 _UNCOUNTED_PARTS = ("softmax", "layer_norm", "group_norm", "rms_norm", "attention", "lstm", "gru", "rnn", "_fft_")
@@ -96,6 +98,7 @@ class OperationCounter(TorchDispatchMode):
         model.eval()
         try:
             with ExitStack() as stack, torch.no_grad():
+                stack.enter_context(_attention_in_parts())
                 if x.is_meta:
                     stack.enter_context(use_backend("reference"))
                 for name, module in model.named_modules():
@@ -138,7 +141,9 @@ class OperationCounter(TorchDispatchMode):
         facts.neurons = NeuronTally.records(list(self._neurons.values()))
         facts.elementwise = [t.record() for t in self._elementwise.values()]
         seen = {t.name for t in self._products.values()} | {t.name for t in self._neurons.values()}
-        layers = [n for n, m in self.model.named_modules() if n and isinstance(m, _LAYERS)]
+        layers = [
+            n for n, m in self.model.named_modules() if n and isinstance(m, _LAYERS) and type(m) is not _NEVER_CALLED
+        ]
         facts.never_called = [n for n in layers if n not in seen]
         return facts
 
@@ -328,6 +333,18 @@ class OperationCounter(TorchDispatchMode):
         steps = self._steps if len(a) % (self._steps * self._batch) == 0 else 1
         tally.add(len(a), [q, k, v], steps, self._ledger)
         first.sides = second.sides = None
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Torch's own attention as products and a softmax, which can be counted, not as one fused operation."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _is_bias_of(made: Origin, origins: list[Origin], tensors: list[Tensor]) -> bool:

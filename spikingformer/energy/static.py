@@ -73,7 +73,10 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
         module, name = copy.deepcopy(model).to("meta"), type(model).__name__
     if input_shape is None:
         if not isinstance(module, spikingformer.models.SpikingTransformer):
-            raise ValueError(f"{name} does not tell its input's shape: give input_shape=(C, H, W)")
+            raise ValueError(
+                f"{name} is not a model of this package (`spikingformer models` lists them) and does not tell its "
+                "input's shape: in Python, give static_counts(model, input_shape=(C, H, W))"
+            )
         c = module.config
         picture = (c.in_chans, *c.img_size)
         input_shape = (c.time_steps, *picture) if c.in_chans == 2 else picture

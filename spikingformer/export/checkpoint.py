@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
-from spikingformer.training.checkpoint import load_model
+from spikingformer.training.checkpoint import checkpoint_file, load_model
 from spikingformer.weights import shipped_file
 
 from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_safetensors_metadata
@@ -17,11 +17,11 @@ _TRAINING_KEY = "spikingformer"  # where a checkpoint keeps its description; exp
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
-    """(model in eval mode on the CPU, metadata) of a checkpoint, or of MODEL.TAG weights that come with the package.
+    """(model in eval mode on the CPU, metadata) of a checkpoint, a run's folder, or MODEL.TAG of shipped weights.
 
     Raises ValueError for a missing or damaged file, an exported one, and for a model that is not one of ours.
     """
-    source = shipped_file(str(path)) or Path(path)
+    source = shipped_file(str(path)) or checkpoint_file(path)
     if file_kind(source) or source.suffix in (".onnx", ".pt2", ".nir"):
         raise ValueError(f"{path} is an exported file already: give the checkpoint that it was made from")
     model, info = load_model(source)

@@ -102,11 +102,6 @@ class Int8Comparison:
     accuracy_int8: float  # percent
     same_class: float  # percent of samples that get the same class from both
 
-    @property
-    def loss_in_points(self) -> float:
-        """Percentage points that int8 costs; negative where it is better."""
-        return self.accuracy_float - self.accuracy_int8
-
 
 @torch.no_grad()
 def compare_int8(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]]) -> Int8Comparison:

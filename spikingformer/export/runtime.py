@@ -13,6 +13,7 @@ from torch import Tensor
 from spikingformer.engine import Engine
 from spikingformer.models import SpikingTransformer, StreamState
 from spikingformer.neurons import use_backend
+from spikingformer.training.checkpoint import checkpoint_file
 from spikingformer.weights import shipped_file
 
 from . import int8_file
@@ -177,13 +178,13 @@ class TorchStepPredictor(StepPredictor):
 
 
 def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
-    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors), for a checkpoint of a run, or for
-    MODEL.TAG of weights that come with the package.
+    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors), for a checkpoint or the folder
+    of a run, or for MODEL.TAG of weights that come with the package.
 
     `threads`: for ONNX Runtime; default: as many as torch uses. Raises ValueError for a missing or damaged file, one of
     another kind, or a runtime that is not installed.
     """
-    file = shipped_file(str(path)) or Path(path)
+    file = shipped_file(str(path)) or checkpoint_file(path)
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give a file written by `spikingformer export`")
     if file.suffix == ".onnx":

@@ -49,12 +49,6 @@ class Reserve:
         weakref.finalize(block, self._returned.append, (start, pages)).atexit = False
         return torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
 
-    def free_blocks(self) -> list[tuple[int, int]]:
-        """(start, bytes) of every hole."""
-        with self._lock:
-            self._take_back_returned()
-            return list(self._free)
-
     def _take(self, size: int) -> int | None:
         for i, (start, length) in enumerate(self._free):
             if length >= size:

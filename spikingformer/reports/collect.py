@@ -52,13 +52,15 @@ def collect(
 ) -> ReportData:
     """Evaluates the whole test part, counts operations on `samples` of it and looks at `shown` of them.
 
-    Raises ValueError for a missing file, missing data, or data that does not fit the model.
+    Raises ValueError for a missing file, missing data, data that does not fit the model, or a device that is
+    not there.
     """
     from spikingformer.training.checkpoint import UNKNOWN_PART, versions
     from spikingformer.training.evaluation import evaluate
+    from spikingformer.training.setup import choose_device
 
     opened = open_model(target)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = choose_device(device)
     model = opened.model.to(place)
     loader, class_names, settings = open_test_part(opened, data, root, batch_size, place)
     result = evaluate(model, loader, len(class_names), every_step=True)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import spikingformer.models
-from spikingformer.training.hub_folder import is_hub_folder
 from spikingformer.weights import shipped_weights
 
 if TYPE_CHECKING:
@@ -42,29 +41,13 @@ def is_checkpoint(target: str) -> bool:
     return not timm.is_model(target) and (Path(target).exists() or "/" in target or target.endswith(".safetensors"))
 
 
-def checkpoint_file(target: str) -> Path:
-    """The model file of a run's folder (the best one); a file, or a hub folder, itself.
-
-    Raises ValueError for a folder that is neither.
-    """
-    path = Path(target).expanduser()
-    if not path.is_dir() or is_hub_folder(path):
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(
-        f"{path}: no best.safetensors or last.safetensors in this folder: is it a run's --output, or a hub folder?"
-    )
-
-
 def open_model(target: str, **overrides: Any) -> OpenedModel:
     """A registered name (random weights; `overrides` for timm.create_model), MODEL.TAG of weights that come with the
     package, a model file, a run's folder or a hub folder.
 
     Raises ValueError for what is none of them.
     """
-    from spikingformer.training.checkpoint import create_model, load_model
+    from spikingformer.training.checkpoint import checkpoint_file, create_model, load_model
 
     if is_checkpoint(target):
         path = checkpoint_file(target)

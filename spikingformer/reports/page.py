@@ -176,11 +176,6 @@ def _group(name: str) -> str:
     return parts[0] if parts[0] == "stem" else "head"
 
 
-def _block_order(group: str) -> tuple[int, int]:
-    _, index, part = group.split(".")
-    return int(index), ("attn", "mlp", "add").index(part) if part in ("attn", "mlp", "add") else 3
-
-
 def _components(data: ReportData) -> str:
     sums: dict[str, dict[str, float]] = {}
     for line in data.energy["lines"]:

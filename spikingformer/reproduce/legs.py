@@ -33,11 +33,6 @@ def is_finished(folder: Path) -> bool:
     return (folder / RESULT_FILE).is_file()
 
 
-def epochs_done(folder: Path) -> int:
-    """Epochs in the run's metrics file."""
-    return len(epoch_records(folder))
-
-
 def epoch_records(folder: Path) -> list[dict]:
     """The records of whole epochs in metrics.jsonl, in order; the last attempt's where an epoch was repeated."""
     path = folder / METRICS_FILE

@@ -144,16 +144,32 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
     return info
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """The model file of a run's folder (the best one); a file, or a hub folder, itself.
+
+    Raises ValueError for a folder that is neither.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir() or is_hub_folder(path):
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(
+        f"{path}: no best.safetensors or last.safetensors in this folder: is it a run's --output, or a hub folder?"
+    )
+
+
 def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     """Weights and description, without building the model.
 
-    MODEL.TAG names weights that come with the package; a hub folder is read as a file is.
+    MODEL.TAG names weights that come with the package; a hub folder is read as a file is, a run's folder as its best.
     """
-    path = shipped_file(str(path)) or path
+    path = shipped_file(str(path)) or checkpoint_file(path)
     if is_hub_folder(path):
-        return read_hub_folder(Path(path))
-    tensors, metadata = read_tensors(Path(path))
-    return tensors, _parse_info(Path(path), metadata)
+        return read_hub_folder(path)
+    tensors, metadata = read_tensors(path)
+    return tensors, _parse_info(path, metadata)
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -188,8 +204,8 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[nn.Modu
     """The model of a file, in eval mode on the CPU, and its description.
 
     Args:
-        path: best.safetensors or last.safetensors of a run, a converted file, a hub folder, or MODEL.TAG of shipped
-            weights.
+        path: a run's folder, best.safetensors or last.safetensors of one, a converted file, a hub folder, or MODEL.TAG
+            of shipped weights.
         image_size: build it for another picture size, pixels; None: the one it was trained with.
 
     Raises:

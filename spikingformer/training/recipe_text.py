@@ -138,6 +138,9 @@ def explain_errors(error: ValidationError, model: type[BaseModel], source: str) 
             if name in fields:
                 expected = f"expected {type_name(fields[name])} ({problem['msg']}): {fields[name].description}"
                 lines.append(f"{name}: got {_show(problem['input'])}, {expected}")
+            elif problem["type"] == "model_type" and key in sections:
+                keys = ", ".join(field for field in fields if field.startswith(f"{key}."))
+                lines.append(f"{key}: got {_show(problem['input'])}, but it is a section; set one of its keys: {keys}")
             else:
                 lines.append(f"{key or 'recipe'}: got {_show(problem['input'])}; {problem['msg']}")
     return "\n".join(

@@ -1,6 +1,5 @@
 """A run's folder: one writer at a time, how the run was made, its curves and its checkpoints."""
 
-import fcntl
 import json
 import os
 import platform
@@ -17,6 +16,11 @@ from spikingformer.training.checkpoint import versions
 from spikingformer.training.recipe import Recipe, save_recipe
 from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not a POSIX system: files can be read there, `locked` says that nothing can be trained
+    fcntl = None  # type: ignore[assignment]
+
 RECIPE_FILE, RUN_FILE, METRICS_FILE, LOCK_FILE = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
 BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
 
@@ -30,11 +34,17 @@ def _let_go_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _hold(folder: Path) -> tuple[IO[str], bool]:
     """The folder's lock file, held, and whether the folder was made here. Raises as `locked` does."""
+    if fcntl is None:
+        raise ValueError(
+            f"{folder}: training needs a POSIX system, such as Linux or macOS, whose file locks keep two runs apart, "
+            f"and this is {platform.system()}: use one of those, or WSL"
+        )
     while True:
         try:
             made = not folder.exists()

@@ -1,5 +1,6 @@
 """From a recipe to model, optimiser, schedule, averages and precision."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,18 +22,25 @@ from spikingformer.training.recipe import Recipe
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda; with several processes on a machine each takes its own card.
+    """auto, cpu, cuda or cuda:N; without N each of several processes on a machine takes its own card.
 
     Raises:
-        ValueError: cuda asked for, but there is none.
+        ValueError: another name, or a card that is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name, re.ASCII)
+    if found is None:
+        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
-            "device: got cuda, but PyTorch finds no CUDA device here; use device=cpu, or `spikingformer doctor`"
+            f"device: got {name}, but PyTorch finds no CUDA device here; use device=cpu, or `spikingformer doctor`"
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    cards = torch.cuda.device_count()
+    index = local_rank % cards if found[1] is None else int(found[1])
+    if index >= cards:
+        raise ValueError(f"device: got {name}, but there are {cards} here, from cuda:0 to cuda:{cards - 1}")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 

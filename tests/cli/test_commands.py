@@ -101,6 +101,21 @@ def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
     assert {"label"} <= rows[2].keys()
 
 
+def test_a_runs_folder_stands_for_its_best_model(run_folder, capsys):
+    answers = []
+    for checkpoint in (run_folder / "run", run_folder / "run/best.safetensors"):
+        assert main(["predict", str(checkpoint), "--samples", "2", "--json", "--device", "cpu"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert main(["evaluate", str(run_folder / "run"), "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == json.loads((run_folder / "run/result.json").read_text())["best_top1"]
+    assert main(["export", str(run_folder / "run"), "--to", "weights", "--json"]) == 0
+    written = run_folder / "run/best-folded.safetensors"
+    assert json.loads(capsys.readouterr().out)["path"] == str(written)
+    written.unlink()
+
+
 def published_weights(classes: int) -> dict[str, torch.Tensor]:
     """A small Spikingformer's weights under published names, as DataParallel and torch.compile leave them."""
     model = timm.create_model("spikingformer_4_384", embed_dim=32, depth=1, num_heads=8, num_classes=classes)
@@ -231,9 +246,18 @@ def test_truncated_checkpoint(run_folder, capsys, tmp_path):
         assert "truncated" in message
 
 
-@pytest.mark.parametrize("what", ["missing.safetensors", "."])
-def test_checkpoint_that_is_no_file(capsys, tmp_path, what):
-    assert str(tmp_path) in refused(capsys, "evaluate", tmp_path / what)
+@pytest.mark.parametrize("command", ["evaluate", "predict", "energy", "bench", "report", "export"])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing.safetensors", "no such checkpoint file"),
+        (".", "no best.safetensors or last.safetensors in this folder"),
+    ],
+)
+def test_checkpoint_that_is_no_file(capsys, tmp_path, command, what, message):
+    options = {"predict": ["--samples", 1], "export": ["--to", "onnx"]}.get(command, [])
+    found = refused(capsys, command, tmp_path / what, *options)
+    assert f"{tmp_path / what}: {message}" in found
 
 
 def test_predict_bad_files(run_folder, capsys, tmp_path):
@@ -255,6 +279,28 @@ def test_folder_that_cannot_be_written(run_folder, capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     message = refused(capsys, "train", run_folder / "tiny.yaml", "--output", tmp_path / "file" / "run")
     assert "cannot write there" in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["bench", "--batch", "1"], ["report"], ["energy", "--data", "--samples", "1"], ["energy", "--measure"]],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "got cuda, but PyTorch finds no CUDA device"), ("cuda:1", "got cuda:1, but PyTorch finds no CUDA"),
+     ("gpu", "got 'gpu', expected auto, cpu, cuda or cuda:N"), ("cpu:3", "got 'cpu:3', expected auto")],
+)  # fmt: skip
+def test_a_device_that_is_not_there(run_folder, capsys, monkeypatch, words, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command, *options = words
+    assert message in refused(capsys, command, run_folder / "run", *options, "--device", device)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_bench_on_no_threads(run_folder, capsys, threads):
+    message = refused(capsys, "bench", run_folder / "run", "--threads", threads)
+    assert f"--threads must be at least 1, got {threads}" in message
 
 
 def test_help_names_every_command(capsys):

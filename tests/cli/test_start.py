@@ -70,3 +70,44 @@ def test_overrides_may_follow_options(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", recipe, "epochs=1", "--frob", "seed=1"])
     assert "unrecognized arguments: --frob" in capsys.readouterr().err
+
+
+POSIX_ONLY = ("fcntl", "resource")
+WITHOUT_POSIX = f"""
+import sys
+import spikingformer.native.memory  # reads resource on Linux alone
+sys.modules |= dict.fromkeys({POSIX_ONLY})
+from spikingformer.cli import main"""
+
+
+def test_everything_but_training_imports_where_there_is_no_posix():
+    code = f"""{WITHOUT_POSIX}
+import importlib, pkgutil
+import spikingformer
+failed = []
+for module in pkgutil.walk_packages(spikingformer.__path__, "spikingformer."):
+    if module.name.endswith(("__main__", ".libspikingformer_native")) or ".triton" in module.name:
+        continue  # Triton is Linux's
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        failed.append((module.name, str(error)))
+print(failed)"""
+    assert run_python(code).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "recipes/digits/spikingformer_cml.yaml"], "training needs a POSIX system, such as Linux or macOS"),
+        (["bench", "spikingformer_cml_4_384.digits", "--batch", "1", "--device", "cpu"], "peak memory"),
+    ],
+    ids=["train", "bench"],
+)
+def test_what_needs_posix_says_so(tmp_path, words, message):
+    output = ["--output", str(tmp_path / "run")] if words[0] == "train" else []
+    code = f"{WITHOUT_POSIX}\nsys.stderr = sys.stdout\nprint(main({[*words, *output]!r}))"
+    lines = run_python(code).splitlines()
+    assert lines[-1] == "2"
+    assert message in lines[-2]
+    assert not (tmp_path / "run").exists()

@@ -98,16 +98,42 @@ def test_dummy_input_of_random_weights_is_said(capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["spikingformer_9"], "unknown model"),
+        (["resnet18"], r"resnet18 is not a model of this package \(`spikingformer models` lists them\)"),
         (["absent/best.safetensors", "--data"], "absent"),
         (["spikingformer_cml_2_256", "--data"], "give --data NAME"),
         (["spikingformer_cml_2_256", "--assume-rate", "2"], r"\[0, 1\]"),
         (["spikingformer_cml_2_256", "--data", "digit", "--img-size", "16"], "digits"),
     ],
-    ids=["name", "file", "no data named", "rate", "data set"],
+    ids=["name", "foreign", "file", "no data named", "rate", "data set"],
 )
 def test_errors_say_what_to_do(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         command(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--data"], ["--data", "digits"], ["--rates", "r.json"], ["--assume-rate", "0.1"], ["--preset", "exact"],
+     ["--also", "all"], ["--memory", "none"], ["--csv", "x.csv"], ["--samples", "4"], ["--root", "d"], ["--all-rows"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_a_measurement_does_not_read_is_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"{' '.join(words)}: --measure runs the model on random input"):
+        command("spikingformer_cml_2_256", "--measure", *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--samples", "4"], ["--root", "d"], ["--batch-size", "2"], ["--device", "cuda"]], ids=" ".join
+)
+def test_what_counting_without_data_does_not_read_is_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"{' '.join(words)}: nothing is run without --data"):
+        command("spikingformer_cml_2_256", *words)
+
+
+def test_a_checkpoint_fixes_its_sizes(checkpoint: Path) -> None:
+    for words in (["--measure"], ["--data"], []):
+        with pytest.raises(ValueError, match="time_steps: a checkpoint fixes these"):
+            command(str(checkpoint), *words, "--time-steps", "8")
 
 
 def test_the_names_offered_are_the_presets_there_are() -> None:

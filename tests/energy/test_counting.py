@@ -1,9 +1,11 @@
 """Counts against brute force, and what must not change them."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spikingformer.models  # noqa: F401
@@ -110,6 +112,61 @@ def test_attention_counts_true_coincidences_in_the_order_executed(order: str) ->
     attention = facts.attentions[0]
     assert (attention.order, attention.tokens, attention.head_dim) == (order, 5, 4)
     assert [o.nonzero for o in (attention.q, attention.k, attention.v)] == [int(o.sum()) for o in (q, k, v)]
+
+
+class _Fused(nn.Module):
+    """One head of 8 channels from one linear layer, by torch's own function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+class _MultiHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 1, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def _encoder_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "linear"),
+    [(_Fused, 5 * 8 * 24 + 8 * 4), (_MultiHead, 5 * 8 * 32 + 8 * 4), (_encoder_layer, 5 * 8 * 32 + 2 * 5 * 8 * 16)],
+    ids=["scaled_dot_product_attention", "MultiheadAttention", "TransformerEncoderLayer"],
+)
+def test_attention_that_torch_would_fuse_is_counted(make: Callable[[], nn.Module], linear: int) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.rand(3, 5, 8)
+    facts = count_operations(model, [x])
+    assert sum(p.dense for p in facts.products if p.op == "linear") == 3 * linear
+    assert sum(p.dense for p in facts.products if p.op == "matmul") == 3 * 2 * 5 * 5 * 8
+    assert [p.events for p in facts.products if p.op == "matmul"] == [600, 600], "no input is zero"
+    assert not any("attention" in name or "transformer" in name for name in facts.uncounted)
+    assert facts.never_called == []
+
+
+def test_a_count_leaves_torchs_choice_of_attention_alone() -> None:
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        count_operations(_MultiHead(), [torch.rand(3, 5, 8)])
+        assert not torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    with pytest.raises(AssertionError, match="embedding dimension of 8"):
+        count_operations(_MultiHead(), [torch.rand(3, 5, 7)])
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def assert_same(a: object, b: object) -> None:

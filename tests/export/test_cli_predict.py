@@ -59,16 +59,44 @@ def test_every_format_predicts_what_the_checkpoint_predicts(tmp_path, picture, c
 
 
 def test_a_model_that_is_not_square_is_given_its_rows_and_columns(picture):
-    class Shape(torch.nn.Module):
-        def forward(self, x):
-            self.seen = tuple(x.shape)
-            return torch.zeros(len(x), 5)
-
     half = (0.5,) * 3
     info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
-    model = Shape()
+    model = _Seen()
     assert len(list(predict_files(model, info, [str(picture)], 1, 1))) == 1
-    assert model.seen == (1, 3, 16, 32)
+    assert model.batch.shape == (1, 3, 16, 32)
+
+
+class _Seen(torch.nn.Module):
+    def forward(self, x):
+        self.batch = x
+        return torch.zeros(len(x), 5)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_photo_is_turned_as_its_camera_held_it(tmp_path, picture, suffix):
+    upright = Image.open(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen, turn it a quarter clockwise
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    options = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    stored.save(tmp_path / f"turned.{suffix}", exif=exif, **options)
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": [16, 32], "in_chans": 3}, NAMES, half, half)
+    model = _Seen()
+    list(predict_files(model, info, [str(picture), str(tmp_path / f"turned.{suffix}")], 1, 2))
+    tolerance = 0.05 if suffix == "jpg" else 0  # of values from -1 to 1: it loses some
+    torch.testing.assert_close(model.batch[1], model.batch[0], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [b"Exif\0\0garbage!", b"Exif\0\0", b"MM\0*\0\0\0\x08\0\x05", b""])
+def test_a_photo_with_damaged_exif_is_taken_as_it_is_stored(tmp_path, picture, damage):
+    Image.open(picture).save(tmp_path / "damaged.png", exif=damage)
+    half = (0.5,) * 3
+    info = ModelInfo("spikingformer_cml_4_384", {**SMALL, "img_size": 16, "in_chans": 3}, NAMES, half, half)
+    model = _Seen()
+    rows = list(predict_files(model, info, [str(picture), str(tmp_path / "damaged.png")], 1, 2))
+    assert all("classes" in row for row in rows)
+    torch.testing.assert_close(model.batch[1], model.batch[0])
 
 
 @pytest.fixture
@@ -84,6 +112,14 @@ def recording(tmp_path):
     events = make_events(rng.integers(0, 32, 3000), rng.integers(0, 32, 3000), t, rng.integers(0, 2, 3000))
     write_aedat31(tmp_path / "r.aedat", events)
     return tmp_path / "r.aedat"
+
+
+def test_a_runs_folder_streams_its_best_model(event_model, recording, capsys):
+    words = ["--stream", recording, "--window", 0.3, "--sensor", 32, 32]
+    rows = predicted(capsys, event_model, *words)
+    event_model.rename(event_model.parent / "best.safetensors")
+    found = predicted(capsys, event_model.parent, *words)
+    assert [r["probabilities"] for r in found] == [r["probabilities"] for r in rows]
 
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
@@ -195,9 +231,12 @@ def test_an_int8_file_streams_window_by_window(tmp_path, event_model, recording,
         (["--window", "0.000001"], "less than a microsecond for each of its 3 frames"),
         (["--loop", "nan"], "more than 0 seconds, got nan"),
         (["--samples", "2"], "got --samples as well"),
-        (["--window", "0.3"], ""),
+        (["--device", "cuda"], "--device cuda: windows of --stream run on the CPU here"),
+        (["--top", "3"], "--top 3: --stream shows the likeliest class of each window"),
+        (["--batch-size", "4"], "--batch-size 4: --stream takes one window at a time"),
+        (["--window", "0.3", "--device", "cpu"], ""),
     ],
-    ids=["window", "sensor", "microseconds", "loop", "samples", "fine"],
+    ids=["window", "sensor", "microseconds", "loop", "samples", "device", "top", "batch size", "fine"],
 )
 def test_wrong_streams_exit_with_a_message(event_model, recording, capsys, words, message):
     words = words if "--sensor" in words else [*words, "--sensor", "32", "32"]
@@ -227,6 +266,19 @@ def test_only_our_modules_say_the_class_after_each_step(tmp_path, recording, cap
     (stepped,) = predicted(capsys, tmp_path / "m.safetensors", tmp_path / "r.aedat")
     assert "after_step" not in whole
     assert len(stepped["after_step"]) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--window", "0.2"], ["--sensor", "32", "32"], ["--keep-state"], ["--loop", "9"]], ids=lambda w: w[0]
+)
+def test_an_option_of_streams_without_one_is_refused(event_model, recording, capsys, words):
+    assert main(["predict", str(event_model), str(recording), *words]) == 2
+    assert f"{' '.join(words)}: only with --stream RECORDING" in capsys.readouterr().err
+
+
+def test_a_number_of_samples_below_none_is_refused(event_model, capsys):
+    assert main(["predict", str(event_model), "--samples", "-1"]) == 2
+    assert "--samples must be at least 0, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

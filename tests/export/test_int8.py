@@ -50,7 +50,7 @@ def test_comparison_counts_accuracy_and_agreement():
     assert found.samples == 20
     assert found.accuracy_float == 75.0
     assert found.same_class >= 80  # random weights: margins are small; trained ones agree more
-    assert found.loss_in_points == found.accuracy_float - found.accuracy_int8
+    assert abs(found.accuracy_float - found.accuracy_int8) <= 100 - found.same_class
     with pytest.raises(ValueError, match="no samples"):
         compare_int8(model, [])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spikingformer.reproduce.traced import look_up, untraced_figures, wrong_traces
+from tests.reproduce.traced import look_up, untraced_figures, wrong_traces
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]

@@ -293,6 +293,16 @@ def test_cuda_where_there_is_none(monkeypatch):
         choose_device("cuda")
 
 
+def test_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("auto", local_rank=3) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="got cuda:2, but there are 2 here, from cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
 def test_unknown_optimiser_names_the_nearest():
     recipe = tiny_recipe(optimizer__name="adamwx")
     with pytest.raises(ValueError, match="no optimiser 'adamwx'; did you mean 'adamw'"):
