@@ -51,7 +51,8 @@ def refuse_unknown(found: Iterable[str], numbering: dict[str, int], where: str, 
         return
     first = ", ".join(repr(name) for name in unknown[:_SHOWN])
     advice = (
-        "choose the data it was trained on with --data and --root, or remove them"
+        "choose the data it was trained on with --data and --root, or remove them; a file converted with other names "
+        "for its classes must be converted again with those of the data (--class-names)"
         if numbered_by == "model"
         else "remove them or complete the training part"
     )

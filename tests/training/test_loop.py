@@ -503,3 +503,9 @@ def test_loss_and_gradients_are_means_over_the_readable_samples(tmp_path, monkey
     assert records(tmp_path / "run", "epoch")[0]["train_loss"] == pytest.approx(expected, rel=1e-12)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(seen[name].grad, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_skipping_changes_no_bit_where_all_is_readable(tmp_path):
+    for unreadable in ("stop", "skip"):
+        train(tiny_recipe(data__unreadable=unreadable, accumulation_steps=2), tmp_path / unreadable)
+    assert_same_tensors(tmp_path / "stop" / LAST_FILE, tmp_path / "skip" / LAST_FILE)
