@@ -51,6 +51,7 @@ _SHARED = [
     (r"block\.(\d+)\.attn\.(q|k|v|proj)_(?:conv|linear)\b", r"blocks.\1.attn.\2.conv"),
     (r"block\.(\d+)\.attn\.(q|k|v|proj)_(bn|lif)\b", r"blocks.\1.attn.\2.\3"),
     (r"head\b", r"head"),
+    (r"(stem|blocks)\.", r"\1."),  # this package's own names stand
 ]
 RULES: dict[str, list[tuple[str, Any]]] = {
     "spikingformer": _SPIKINGFORMER + _SHARED,

@@ -23,9 +23,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from spikingformer.models import VARIANTS
+    from spikingformer.weights import shipped_weights
 
     names = sorted(n for n in VARIANTS if fnmatch.fnmatch(n, args.pattern))
-    if not names:
+    weights = {n: w for n, w in shipped_weights().items() if w.model in names or fnmatch.fnmatch(n, args.pattern)}
+    if not names and not weights:
         raise ValueError(f"no model matches {args.pattern!r}; `spikingformer models` lists all {len(VARIANTS)}")
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 "num_classes": c.num_classes,
                 "time_steps": c.time_steps,
                 "tau": c.tau,
+                "weights": [n for n, w in weights.items() if w.model == name],
             }
         )
     if args.json:
@@ -65,5 +68,12 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a pipe has no width: do not cut names
-    console.print(table)
+    if rows:
+        console.print(table)
+    for name, entry in weights.items():
+        console.print(
+            f"weights that come with the package: {name}, {entry.top1:.2f} % ({entry.part})",
+            soft_wrap=True,
+            markup=False,
+        )
     return 0

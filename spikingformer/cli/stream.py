@@ -59,10 +59,11 @@ def run(args: argparse.Namespace) -> int:
     names = predictor.metadata.class_names
     seconds = computed = 0.0
     slowest = 0.0
-    count = 0
+    count = classified = 0
     cutter = FrameCutter(settings)
     for window in classify_stream(predictor, chunks, settings, cutter):
         count += 1
+        classified += window.events
         seconds += (window.end_us - window.start_us) / 1e6
         computed += window.compute_s
         slowest = max(slowest, window.latency_s)
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.json:
         late = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
+        if rest := cutter.taken_events - classified:
+            late += f"; {rest} events lie in no whole window and were not classified"
         if cutter.restarts:
             late += f"; started anew {cutter.restarts} times (a minute of silence, or times that go back as far)"
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "

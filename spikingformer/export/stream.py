@@ -74,6 +74,7 @@ class FrameCutter:
     settings: StreamSettings
     start_us: int | None = None  # start of the frame being filled; None before the first event
     late_events: int = 0  # events older than the frame being filled: dropped
+    taken_events: int = 0  # counted into frames so far
     restarts: int = 0  # after a long silence or a step back in time
     events_in_frame: int = 0
     counts: NDArray[np.int64] = field(init=False)
@@ -133,6 +134,7 @@ class FrameCutter:
         cell = (events["p"].astype(np.int64) * rows + y) * columns + x
         self.counts += np.bincount(cell, minlength=len(self.counts))
         self.events_in_frame += len(events)
+        self.taken_events += len(events)
 
     def _check_on_sensor(self, events: Events) -> None:
         height, width = self.settings.sensor_size

@@ -195,7 +195,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str |
         raise ValueError(
             f"{path}: weights of another model than {type(model).__name__} as built here:\n"
             + "\n".join(problems)
-            + "\nCheck model.name, embed_dim, depth and the number of classes."
+            + "\nCheck model.name, embed_dim, depth, data.channels and the number of classes."
         )
     model.load_state_dict(weights, strict=True)
 

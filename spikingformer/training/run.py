@@ -6,6 +6,7 @@ import textwrap
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         inputs = create_inputs(recipe, device, world)
         if state is not None:
             _check_same_data(folder, state, inputs)
-        model = build_model(recipe, len(inputs.class_names), inputs.kind)
+        model = build_model(recipe, len(inputs.class_names), inputs.kind, partial(console.print, markup=False))
         if recipe.precision == "fp64":
             model = model.double()
         if recipe.sync_batchnorm and world.size > 1:
@@ -199,6 +200,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             f"{recipe.model.name}: {parameters:,} parameters, {len(inputs.class_names)} classes, on {device}"
             + _processes(recipe, world)
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
+            + (f" ({recipe.schedule.cooldown_epochs} of them cool-down)" if recipe.schedule.cooldown_epochs else "")
         )
         if 0 < recipe.epochs <= recipe.schedule.warmup_epochs and recipe.schedule.name != "constant":
             reporter.say(

@@ -18,7 +18,7 @@ from spikingformer.training.checkpoint import (
     versions,
 )
 from spikingformer.training.inputs import Inputs
-from spikingformer.training.recipe import Recipe
+from spikingformer.training.recipe import ModelSettings, Recipe
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -84,13 +84,24 @@ def _check_early_epochs(recipe: Recipe, kind: str) -> None:
         )
 
 
-def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
-    """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
-    number of classes is the same).
+def _check_event_steps(recipe: Recipe) -> None:
+    asked, frames = recipe.model.time_steps, recipe.data.frames
+    if asked not in (frames, ModelSettings.model_fields["time_steps"].default):
+        raise ValueError(
+            f"model.time_steps: got {asked}, but event frames bring their own time steps: set data.frames={asked} "
+            f"(it is {frames})"
+        )
 
-    Raises ValueError where the recipe's early epochs of another T cannot be.
+
+def build_model(recipe: Recipe, classes: int, kind: str, say: Callable[[str], None] = lambda text: None) -> nn.Module:
+    """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
+    number of classes is the same; `say` is told).
+
+    Raises ValueError where the recipe's early epochs of another T cannot be, and for weights that do not fit.
     """
     _check_early_epochs(recipe, kind)
+    if kind == "events":
+        _check_event_steps(recipe)
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, model_arguments(recipe, classes, kind))
     if recipe.model.initial_checkpoint is not None:
@@ -99,6 +110,10 @@ def build_model(recipe: Recipe, classes: int, kind: str) -> nn.Module:
         if info.kwargs.get("num_classes") != classes:
             own = model.state_dict()
             weights = {**weights, **{name: own[name] for name in own if name.startswith("head.")}}
+            had = info.kwargs.get("num_classes")
+            say(f"weights from {path} but for its head of {had} classes: a new one of {classes}")
+        else:
+            say(f"weights from {path}, with its head")
         load_weights(model, weights, path)
     return model
 

@@ -1,9 +1,11 @@
 """How fast the command answers: help and argument errors import neither torch nor timm; registration waits for timm."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import timm
 
 from spikingformer.cli import COMMANDS, main
 
@@ -111,3 +113,15 @@ def test_what_needs_posix_says_so(tmp_path, words, message):
     assert lines[-1] == "2"
     assert message in lines[-2]
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_ship_are_easy_to_find(capsys):
+    assert main(["models", "*digits*"]) == 0
+    assert "spikingformer_cml_4_384.digits, 98.33 % (test part)" in capsys.readouterr().out
+    assert main(["models", "spikingformer_cml_4_384", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert "spikingformer_cml_4_384.cifar10_minutes" in row["weights"]
+    with pytest.raises(ValueError, match=r"have a tag; those that come with the package: .*384\.digits"):
+        timm.create_model("spikingformer_cml_4_384", pretrained=True)
+    with pytest.raises(ValueError, match="none for this model"):
+        timm.create_model("spikformer_4_384", pretrained=True)

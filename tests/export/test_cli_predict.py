@@ -180,7 +180,11 @@ def test_events_that_come_late_are_said_to_be_dropped(event_model, tmp_path, cap
     words = [event_model, "--stream", both, "--window", 0.3, "--sensor", 32, 32]
     assert [r["late_events"] for r in predicted(capsys, *words)] == [0, 0, 0, 7, 0]
     assert main(["predict", *map(str, words)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("; 7 events came late and were dropped")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("; 7 events came late and were dropped; 300 events lie in no whole window and were not classified")
+    )
 
 
 def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):

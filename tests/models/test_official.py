@@ -5,7 +5,7 @@ import timm
 import torch
 
 import spikingformer  # noqa: F401
-from spikingformer.official import WRAPPERS, convert_state_dict, our_name, weights_of
+from spikingformer.official import WRAPPERS, convert_state_dict, described_by, our_name, weights_of
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,14 @@ def test_no_weights():
     for content in ({"epoch": 3}, [1], {"state_dict": {}}):
         with pytest.raises(ValueError, match=r"x\.pth: no weights in it \(expected .*under state_dict"):
             weights_of(content, "x.pth")
+
+
+@pytest.mark.parametrize("name", ["spikingformer_cml_4_384", "spikformer_4_384"])
+def test_our_own_state_dict_stands(name):
+    model = timm.create_model(name, embed_dim=32, depth=2, num_heads=4, img_size=16)
+    weights = model.state_dict()
+    described = described_by(weights, model.family())
+    assert (described["embed_dim"], described["depth"], described["num_classes"]) == (32, 2, 10)
+    partial = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    converted = convert_state_dict(partial, model)
+    assert all(torch.equal(converted[key], value) for key, value in weights.items())

@@ -1,9 +1,12 @@
 """Full-size recipes of our own that wait for a GPU: they parse, say that they were not run, and train."""
 
+import timm
 import torch
+from PIL import Image
 
 from spikingformer.data import sources
 from spikingformer.data.pictures import PictureSet
+from spikingformer.training.checkpoint import load_model
 from spikingformer.training.recipe import find_recipe, load_recipe
 from spikingformer.training.run import train
 
@@ -43,3 +46,24 @@ def test_two_steps_with_one_time_step_and_two_with_more_at_a_small_size(monkeypa
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum('"kind": "step"' in line for line in lines) == 4
     assert 0 <= result.best_top1 <= 100
+
+
+def test_the_recipe_for_pictures_of_ones_own_fine_tunes_what_ships(tmp_path, capsys):
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog", "elk"):
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i in range(count):
+                noise = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(noise).save(tmp_path / "pictures" / part / name / f"{i}.png")
+    overrides = [
+        f"data.root={tmp_path}/pictures", "epochs=1", "schedule.warmup_epochs=0", "batch_size=6", "workers=0",
+        "model.time_steps=1", "device=cpu", "log.tensorboard=false",
+    ]  # fmt: skip
+    train(load_recipe("recipes/folder/spikingformer_cml.yaml", overrides), tmp_path / "run")
+    model, info = load_model(tmp_path / "run")
+    assert info.class_names == ("cat", "dog", "elk")
+    assert "but for its head of 10 classes: a new one of 3" in capsys.readouterr().err
+    shipped = timm.create_model("spikingformer_cml_4_384.cifar10_minutes", pretrained=True)
+    assert model.config.num_heads == shipped.config.num_heads
+    tuned, before = (m.get_parameter("blocks.0.attn.q.conv.weight").detach() for m in (model, shipped))
+    assert 0 < (tuned - before).abs().max() < 0.1

@@ -7,6 +7,7 @@ import pytest
 
 from spikingformer.training.recipe import Recipe, find_recipe, load_recipe, recipes_folder, save_recipe
 from spikingformer.training.recipe_text import fields_of, parse_yaml
+from spikingformer.training.setup import build_model
 
 DIGITS = "recipes/digits/spikingformer_cml.yaml"
 PACKAGE = Path(__file__).parents[2] / "spikingformer"
@@ -137,3 +138,11 @@ def attributes_read() -> set[str]:
 def test_every_key_is_read_and_described(name):
     assert name.rpartition(".")[2] in attributes_read()
     assert len(fields_of(Recipe)[name].description or "") > 10
+
+
+def test_time_steps_that_event_frames_would_not_follow_are_refused():
+    recipe = load_recipe("recipes/digits_dvs/spikingformer_cml.yaml", ["model.time_steps=7"])
+    with pytest.raises(
+        ValueError, match=r"model.time_steps: got 7, but event frames .*: set data.frames=7 \(it is \d+\)"
+    ):
+        build_model(recipe, 10, "events")
