@@ -149,12 +149,12 @@ PRESETS = {
         Preset(
             "spikingformer-paper",
             "Spikingformer's published formula with the model's real heads (arXiv 2304.11954)",
-            lambda f: _price_published(f, "spikingformer-paper", lambda width: None, "ac"),
+            lambda f: _price_published(f, "spikingformer-paper", lambda width: None, "mac"),
         ),
         Preset(
             "spikingformer-log",
             "as the published logs were made: 12 heads in the attention term at width 768",
-            lambda f: _price_published(f, "spikingformer-log", _LOG_HEADS.get, "ac"),
+            lambda f: _price_published(f, "spikingformer-log", _LOG_HEADS.get, "mac"),
         ),
         Preset(
             "spikformer-lenient",

@@ -7,10 +7,13 @@ The folder's name is the key: data set, T, split mode, frame size, decoder versi
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,6 +30,7 @@ from .frames import DECODER_VERSION, SplitBy, compact, events_to_frames
 from .samples import EventSample, fingerprint, read_samples
 
 SHARD_SAMPLES = 64
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 
@@ -52,6 +56,10 @@ class FrameFormat:
     frame_size: SensorSize
     time_steps: int
     split_by: SplitBy
+
+    def __post_init__(self) -> None:
+        if self.time_steps < 1:
+            raise FrameCacheError(f"frames: expected at least 1 time step, got {self.time_steps}")
 
     def key(self, recordings: str) -> str:
         """Folder name of the cache; `recordings` is their fingerprint."""
@@ -214,7 +222,9 @@ def _run_jobs(jobs: list[tuple[Path, int, list[EventSample], FrameFormat]], work
             yield _build_shard(*job)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in an unknown state
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)
+    )
     pending: set[Future[_Shard]] = set()
     try:
         pending = {pool.submit(_build_shard, *job) for job in jobs}
@@ -230,6 +240,14 @@ def _run_jobs(jobs: list[tuple[Path, int, list[EventSample], FrameFormat]], work
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Asks Linux to end this worker when its parent is killed, which the parent can no longer do itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def default_cache_folder(root: Path) -> Path:

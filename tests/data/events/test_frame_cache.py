@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +191,36 @@ def test_the_fingerprint_sees_changes_all_over_a_file(tmp_path: Path, size: int)
     path.write_bytes(content + b"\0")
     found.add(fingerprint(sample, tmp_path))
     assert len(found) == 2 + len({0, size - 1, *places})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers ask Linux to end with their parent")
+def test_a_killed_build_leaves_no_worker_behind(tmp_path: Path) -> None:
+    script = tmp_path / "build.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from spikingformer.data.events.frame_cache import _end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, context, _end_with_parent, (os.getpid(),))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600).result()\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # ended, and nobody has collected it yet
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} outlived its parent")
+
+
+def test_frames_without_time_steps_leave_nothing_on_disk(tmp_path: Path) -> None:
+    with pytest.raises(FrameCacheError, match="expected at least 1 time step, got 0"):
+        replace(FORMAT, time_steps=0)
