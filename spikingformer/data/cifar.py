@@ -108,7 +108,7 @@ def load_cifar(name: str, root: Path, part: str) -> PictureSet:
     if not folder.is_dir():
         raise ValueError(
             f"no folder {folder} for {name} (data.root={root}). Run `spikingformer data {name} --root {root}` "
-            "to fetch it, or set data.root to where it lies."
+            "to fetch it, or set data.root (evaluate, energy: --root) to where it lies."
         )
     entries = [
         read_verified(folder / file, md5, name)

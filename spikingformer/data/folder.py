@@ -122,7 +122,9 @@ def part_root(root: Path, part: str, archive: bool) -> Path:
     names = _TRAIN_NAMES if part == "train" else _TEST_NAMES
     suffix = ".tar" if archive else ""
     if not root.is_dir():
-        raise ValueError(f"no folder {root} (data.root). Set data.root=FOLDER to where {names[0]}{suffix} lies.")
+        raise ValueError(
+            f"no folder {root} (data.root). Set data.root=FOLDER (evaluate, energy: --root FOLDER) to where {names[0]}{suffix} lies."
+        )
     for name in names:
         candidate = root / f"{name}{suffix}"
         if candidate.is_file() if archive else candidate.is_dir():

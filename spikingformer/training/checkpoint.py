@@ -108,7 +108,7 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
         raise ValueError(
             f"model.name: timm knows no model {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
-            + " `spikingformer models` lists ours."
+            + "; `spikingformer models` lists ours"
         )
     try:
         return timm.create_model(name, **kwargs)

@@ -180,7 +180,7 @@ def find_recipe(path: str) -> Path:
     raise ValueError(
         f"no recipe file {path!r}"
         + (f"; did you mean {hint}?" if hint else "")
-        + " `spikingformer train --list` lists them."
+        + "; `spikingformer train --list` lists them"
     )
 
 
@@ -201,7 +201,11 @@ def build_recipe(values: object, source: str) -> Recipe:
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Reads a recipe file and applies `key=value` overrides (dotted keys, YAML values; later ones win)."""
     file = find_recipe(str(path))
-    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not a text file (YAML in UTF-8)") from None
+    values = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected sections and `key: value` lines, got {type(values).__name__}")
     source = str(file)
