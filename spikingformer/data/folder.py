@@ -123,7 +123,8 @@ def part_root(root: Path, part: str, archive: bool) -> Path:
     suffix = ".tar" if archive else ""
     if not root.is_dir():
         raise ValueError(
-            f"no folder {root} (data.root). Set data.root=FOLDER (evaluate, energy: --root FOLDER) to where {names[0]}{suffix} lies."
+            f"no folder {root} (data.root). Set data.root=FOLDER (evaluate, energy: --root FOLDER) to where "
+            f"{names[0]}{suffix} lies."
         )
     for name in names:
         candidate = root / f"{name}{suffix}"
