@@ -111,7 +111,9 @@ def register_family(
                     entry.check()
             elif pretrained and pretrained_cfg is None and not kwargs.get("pretrained_cfg_overlay"):
                 tags = ", ".join(n for n in shipped if n.startswith(f"{name}.")) or "none for this model"
-                raise ValueError(f"{name}: pretrained weights have a tag; those that come with the package: {tags}")
+                raise RuntimeError(  # timm's own type
+                    f"No pretrained weights for {name} without a tag; those that come with the package: {tags}"
+                )
             depth = kwargs.get("depth") or config.depth
             return build_model_with_cfg(
                 build,  # type: ignore[arg-type]
