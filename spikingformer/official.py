@@ -145,7 +145,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
             continue
         if name is None:
             continue
-        if name not in target:
+        if name in converted:
+            problems.append(f"{key}: {name} is there already under another name")
+        elif name not in target:
             problems.append(f"{key}: the model has no {name}")
         elif value.numel() != target[name].numel() or value.shape[:2] != target[name].shape[:2]:
             problems.append(f"{key}: shape {tuple(value.shape)}, the model's {name} is {tuple(target[name].shape)}")

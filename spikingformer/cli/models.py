@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     if args.json:
+        if not rows:  # the pattern names weights alone
+            rows = [{"name": name, "top1": entry.top1, "part": entry.part} for name, entry in weights.items()]
         print(json.dumps(rows, indent=2))
         return 0
     from rich.console import Console

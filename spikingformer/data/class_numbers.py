@@ -32,7 +32,10 @@ def check_class_names(found: Sequence[str], expected: Sequence[str], where: str)
     Raises:
         ValueError: they differ; names the first that do.
     """
-    advice = "choose the data it was trained on with --data and --root"
+    advice = (
+        "choose the data it was trained on with --data and --root; a file converted with other names for the "
+        "same classes must be converted again with those of the data (--class-names)"
+    )
     if len(found) != len(expected):
         raise ValueError(f"{where} has {len(found)} classes, the model {len(expected)}: {advice}")
     different = [number for number, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]]

@@ -27,7 +27,7 @@ from .tally import Ledger, Stats
 _POOLS = ("max_pool", "adaptive_max_pool")
 _AVERAGES = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, LIF)  # what a complete count has a record of
-_NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention reads its weight alone
+_READ_BY_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention reads its weight alone
 _MATMULS = {"mm": (0, 1, None), "bmm": (0, 1, None), "addmm": (1, 2, 0), "baddbmm": (1, 2, 0), "mv": (0, 1, None)}
 _UNCOUNTED = {"gelu", "sigmoid", "tanh", "silu", "exp", "erf", "pow", "sqrt", "rsqrt", "log", "softplus", "hardswish"}
 _UNCOUNTED_PARTS = ("softmax", "layer_norm", "group_norm", "rms_norm", "attention", "lstm", "gru", "rnn", "_fft_")
@@ -141,10 +141,12 @@ class OperationCounter(TorchDispatchMode):
         facts.neurons = NeuronTally.records(list(self._neurons.values()))
         facts.elementwise = [t.record() for t in self._elementwise.values()]
         seen = {t.name for t in self._products.values()} | {t.name for t in self._neurons.values()}
-        layers = [
-            n for n, m in self.model.named_modules() if n and isinstance(m, _LAYERS) and type(m) is not _NEVER_CALLED
-        ]
-        facts.never_called = [n for n in layers if n not in seen]
+        for n, m in self.model.named_modules():
+            parent = n.rpartition(".")[0]
+            if n and isinstance(m, _LAYERS) and n not in seen:
+                if type(m) is _READ_BY_PARENT and any(s == parent or s.startswith(f"{parent}.") for s in seen):
+                    continue
+                facts.never_called.append(n)
         return facts
 
     def _add_correct(self, values: list[int]) -> None:

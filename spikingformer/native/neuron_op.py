@@ -74,10 +74,10 @@ def neuron_constants(config: NeuronConfig) -> tuple[float, float, float | None, 
     from spikingformer.neurons.surrogate import get_surrogate
 
     surrogate = get_surrogate(config.surrogate)
-    assert surrogate.index is not None, "choose_backend lets no other one through"
+    index = surrogate.index or 0  # None: only forward passes come here with it (choose_backend), which read none
     alpha = surrogate.alpha if config.alpha is None else config.alpha
     return (
-        config.tau, config.v_threshold, config.v_reset, surrogate.index, alpha, config.detach_reset, config.decay_input,
+        config.tau, config.v_threshold, config.v_reset, index, alpha, config.detach_reset, config.decay_input,
     )  # fmt: skip
 
 

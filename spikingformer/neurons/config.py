@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from torch import Tensor
+
 from .surrogate import get_surrogate
 
 
@@ -28,6 +30,9 @@ class LIFConfig:
         surrogate = get_surrogate(self.surrogate)
         for name in ("tau", "v_threshold", "v_reset", "alpha"):
             value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad:
+                value = value.item()
+                object.__setattr__(self, name, value)
             if value is not None and not isinstance(value, Real):
                 raise ValueError(
                     f"{name} must be a number, got {type(value).__name__}: it is fixed when the neuron is made, and is "

@@ -43,7 +43,6 @@ class Inputs:
         return {
             "class_names": list(self.class_names),
             "training_samples": self.train.plan.samples,
-            "test_samples": self.test.samples,
         }
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from spikingformer.layers.sync_batchnorm import synchronise
+from spikingformer.models import Spikingformer
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import choosing_part, load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
@@ -23,7 +24,7 @@ from spikingformer.training.nonfinite import first_nonfinite
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
 from spikingformer.training.recipe import Recipe, is_free
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
-from spikingformer.training.run_folder import BEST_FILE, has_run, locked, start_run
+from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_run, locked, start_run
 from spikingformer.training.setup import build_average, build_model, build_optimizer, choose_device
 from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
@@ -81,12 +82,14 @@ def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
 
 
 def _check_same_data(folder: Path, state: RunState, inputs: Inputs) -> None:
-    now = inputs.identity()
-    if state.data is not None and state.data != now:
-        name = next(key for key in now if state.data.get(key) != now[key])
+    now, then = inputs.identity(), state.data
+    if then is None and (folder / LAST_FILE).is_file():  # an older state: its model file knows the classes
+        then = {"class_names": list(read_model_file(folder / LAST_FILE)[1].class_names)}
+    name = next((key for key in now if then is not None and then.get(key, now[key]) != now[key]), None)
+    if then is not None and name is not None:
         raise ValueError(
-            f"{folder}: its run learnt from other data: {name} {_shortened(state.data.get(name))} there, "
-            f"{_shortened(now[name])} now. Give data.root of the data it was started with, or choose another --output."
+            f"{folder}: its run learnt from other data: {name} {_shortened(then[name])} there, {_shortened(now[name])} "
+            "now. Give data.root of the data it was started with, or choose another --output."
         )
 
 
@@ -208,7 +211,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
                 "only rises; for a result, give fewer schedule.warmup_epochs",
                 "yellow",
             )
-        if recipe.batch_size == 1:
+        if recipe.batch_size == 1 and isinstance(model, Spikingformer):
             reporter.say(
                 "batch_size=1: the last BatchNorm normalises over the values that the head averages, so gradients "
                 "vanish; give at least 2",

@@ -121,6 +121,8 @@ def test_weights_that_ship_are_easy_to_find(capsys):
     assert main(["models", "spikingformer_cml_4_384", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert "spikingformer_cml_4_384.cifar10_minutes" in row["weights"]
+    assert main(["models", "*digits_dvs*", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["spikingformer_cml_4_384.digits_dvs"]
     with pytest.raises(RuntimeError, match=r"No pretrained weights .* come with the package: .*384\.digits"):
         timm.create_model("spikingformer_cml_4_384", pretrained=True)
     with pytest.raises(RuntimeError, match="none for this model"):

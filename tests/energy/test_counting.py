@@ -337,3 +337,17 @@ def small_meta(name: str) -> nn.Module:
 
 def test_spikingformer_is_what_is_tested() -> None:
     assert isinstance(small(), Spikingformer)
+
+
+def test_an_attention_that_no_input_reached_is_named():
+    class Model(nn.Module):
+        def __init__(self, used: bool):
+            super().__init__()
+            self.used, self.attention = used, nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0] if self.used else x * 2
+
+    for used, expected in ((False, ["attention.out_proj"]), (True, [])):
+        facts = count_operations(Model(used).eval(), [torch.rand(2, 5, 8)], time_steps=1)
+        assert facts.never_called == expected

@@ -1,6 +1,7 @@
 """The definition of the neuron against hand-made numbers, SpikingJelly's equations and itself step by step."""
 
 import pytest
+import timm
 import torch
 
 from spikingformer.native import status as native_status
@@ -128,6 +129,25 @@ def test_a_surrogate_of_ones_own_is_computed_by_the_plain_neuron(monkeypatch):
     if native_status().available:
         with use_backend("native"), pytest.raises(ValueError, match="no form of the surrogate 'mine'; ask for 'auto'"):
             lif(x, LIFConfig(surrogate="mine"))
+
+
+def test_a_model_with_a_surrogate_of_ones_own_evaluates_as_ever(monkeypatch):
+    monkeypatch.setitem(SURROGATES, "mine", Surrogate(None, 1.0, lambda u, alpha: torch.full_like(u, 0.25), "a test"))
+    size = {"embed_dim": 32, "depth": 1, "num_heads": 4, "img_size": 16}
+    for family in ("spikingformer_cml_4_384", "spikformer_4_384"):
+        models = []
+        for surrogate in ("mine", "sigmoid"):
+            torch.manual_seed(0)
+            models.append(timm.create_model(family, surrogate=surrogate, **size).eval())
+        x = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            assert torch.equal(models[0](x), models[1](x))
+        models[0](x).sum().backward()
+        assert models[0].stem.stages[0].conv.weight.grad is not None
+
+
+def test_a_number_in_a_tensor_is_a_number():
+    assert LIFConfig(tau=torch.tensor(1.5)) == LIFConfig(tau=1.5)
 
 
 @pytest.mark.parametrize("name", ["tau", "v_threshold", "alpha"])

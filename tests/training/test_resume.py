@@ -304,6 +304,9 @@ def test_resume_on_other_data_is_refused(tmp_path):
         (root / part / "dog").rename(root / part / "wolf")
     with pytest.raises(ValueError, match="class_names cat, dog there, cat, wolf now"):
         train(recipe, tmp_path / "run", resume=True)
+    save_state(tmp_path / "run", replace(load_state(tmp_path / "run")[0], data=None))  # as older versions did
+    with pytest.raises(ValueError, match="class_names cat, dog there, cat, wolf now"):
+        train(recipe, tmp_path / "run", resume=True)
     for part in ("train", "val"):
         (root / part / "wolf").rename(root / part / "dog")
     train(recipe, tmp_path / "run", resume=True)
