@@ -25,11 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sensor", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="the camera's size (default 128 128)"
     )
-    group.add_argument(
-        "--keep-state",
-        action="store_true",
-        help="membranes go on from window to window",
-    )
+    group.add_argument("--keep-state", action="store_true", help="membranes go on from window to window")
     group.add_argument("--loop", type=float, metavar="SECONDS", help="play the recording again and again for so long")
 
 
@@ -85,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
             "longer one, or a shorter --window"
         )
     if not args.json:
-        late = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
+        notes = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
         if rest := cutter.taken_events - classified:
-            late += f"; {rest} events lie in no whole window and were not classified"
+            notes += f"; {rest} events lie in no whole window and were not classified"
         if cutter.restarts:
-            late += f"; started anew {cutter.restarts} times (a minute of silence, or times that go back as far)"
+            notes += f"; started anew {cutter.restarts} times (a minute of silence, or times that go back as far)"
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
-              f"longest latency {slowest * 1e3:.1f} ms{late}")  # fmt: skip
+              f"longest latency {slowest * 1e3:.1f} ms{notes}")  # fmt: skip
     return 0

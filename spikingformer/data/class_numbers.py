@@ -3,6 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 _SHOWN = 3
+_OTHER_DATA = "choose the data it was trained on with --data and --root"
+_CONVERT_AGAIN = (
+    "a file converted with other names for its classes must be converted again with those of the data (--class-names)"
+)
 
 
 def timm_order(name: str) -> tuple[list[str | int], str]:
@@ -32,10 +36,7 @@ def check_class_names(found: Sequence[str], expected: Sequence[str], where: str)
     Raises:
         ValueError: they differ; names the first that do.
     """
-    advice = (
-        "choose the data it was trained on with --data and --root; a file converted with other names for the "
-        "same classes must be converted again with those of the data (--class-names)"
-    )
+    advice = f"{_OTHER_DATA}; {_CONVERT_AGAIN}"
     if len(found) != len(expected):
         raise ValueError(f"{where} has {len(found)} classes, the model {len(expected)}: {advice}")
     different = [number for number, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]]
@@ -54,8 +55,7 @@ def refuse_unknown(found: Iterable[str], numbering: dict[str, int], where: str, 
         return
     first = ", ".join(repr(name) for name in unknown[:_SHOWN])
     advice = (
-        "choose the data it was trained on with --data and --root, or remove them; a file converted with other names "
-        "for its classes must be converted again with those of the data (--class-names)"
+        f"{_OTHER_DATA}, or remove them; {_CONVERT_AGAIN}"
         if numbered_by == "model"
         else "remove them or complete the training part"
     )

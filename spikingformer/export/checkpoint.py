@@ -8,8 +8,7 @@ from safetensors import SafetensorError
 
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
-from spikingformer.training.checkpoint import checkpoint_file, load_model
-from spikingformer.weights import shipped_file
+from spikingformer.training.checkpoint import load_model, named_file
 
 from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_safetensors_metadata
 
@@ -21,7 +20,7 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
 
     Raises ValueError for a missing or damaged file, an exported one, and for a model that is not one of ours.
     """
-    source = shipped_file(str(path)) or checkpoint_file(path)
+    source = named_file(path)
     if file_kind(source) or source.suffix in (".onnx", ".pt2", ".nir"):
         raise ValueError(f"{path} is an exported file already: give the checkpoint that it was made from")
     model, info = load_model(source)

@@ -13,8 +13,7 @@ from torch import Tensor
 from spikingformer.engine import Engine
 from spikingformer.models import SpikingTransformer, StreamState
 from spikingformer.neurons import use_backend
-from spikingformer.training.checkpoint import checkpoint_file
-from spikingformer.weights import shipped_file
+from spikingformer.training.checkpoint import named_file
 
 from . import int8_file
 from .checkpoint import is_checkpoint, load_checkpoint
@@ -184,7 +183,7 @@ def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
     `threads`: for ONNX Runtime; default: as many as torch uses. Raises ValueError for a missing or damaged file, one of
     another kind, or a runtime that is not installed.
     """
-    file = shipped_file(str(path)) or checkpoint_file(path)
+    file = named_file(path)
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give a file written by `spikingformer export`")
     if file.suffix == ".onnx":

@@ -160,7 +160,9 @@ def classify_stream(
     """
     if predictor.metadata.input != "events":
         raise ValueError(f"{predictor.metadata.model} was trained on pictures: give a model trained on event frames")
-    runner = _StepByStep(predictor) if isinstance(predictor, StepPredictor) else _WholeWindows(predictor, settings)
+    runner = (
+        _StepByStep(predictor, settings) if isinstance(predictor, StepPredictor) else _WholeWindows(predictor, settings)
+    )
     cutter = cutter or FrameCutter(settings)
     numbers = itertools.count()
     starts: list[int] = []
@@ -194,15 +196,12 @@ def classify_stream(
             )
             reported_late = cutter.late_events
             starts, seconds, events = [], [], 0
-            if settings.keep_state:
-                runner.next_window()
-            else:
-                runner.restart()
+            runner.end_window()
 
 
 class _StepByStep:
-    def __init__(self, predictor: StepPredictor):
-        self.predictor = predictor
+    def __init__(self, predictor: StepPredictor, settings: StreamSettings):
+        self.predictor, self.keep_state = predictor, settings.keep_state
         self.state: object | None = None
 
     def feed(self, frame: Tensor) -> Tensor | None:
@@ -213,8 +212,8 @@ class _StepByStep:
     def restart(self) -> None:
         self.state = None
 
-    def next_window(self) -> None:
-        self.state = self.predictor.forget_votes(self.state)
+    def end_window(self) -> None:
+        self.state = self.predictor.forget_votes(self.state) if self.keep_state else None
 
 
 class _WholeWindows:
@@ -237,8 +236,8 @@ class _WholeWindows:
     def restart(self) -> None:
         self.filled = 0
 
-    def next_window(self) -> None:
-        raise AssertionError("refused at the start: no state can be kept")
+    def end_window(self) -> None:
+        self.restart()
 
 
 def settings_for(

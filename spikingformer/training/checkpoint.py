@@ -160,12 +160,17 @@ def checkpoint_file(path: str | Path) -> Path:
     )
 
 
+def named_file(path: str | Path) -> Path:
+    """The checked file of MODEL.TAG weights that come with the package, else `checkpoint_file`. Raises as that does."""
+    return shipped_file(str(path)) or checkpoint_file(path)
+
+
 def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     """Weights and description, without building the model.
 
     MODEL.TAG names weights that come with the package; a hub folder is read as a file is, a run's folder as its best.
     """
-    path = shipped_file(str(path)) or checkpoint_file(path)
+    path = named_file(path)
     if is_hub_folder(path):
         return read_hub_folder(path)
     tensors, metadata = read_tensors(path)

@@ -82,15 +82,15 @@ def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
 
 
 def _check_same_data(folder: Path, state: RunState, inputs: Inputs) -> None:
-    now, then = inputs.identity(), state.data
-    if then is None and (folder / LAST_FILE).is_file():  # an older state: its model file knows the classes
+    now, then = inputs.identity(), state.data or {}
+    if not then and (folder / LAST_FILE).is_file():  # an older state: its model file knows the classes
         then = {"class_names": list(read_model_file(folder / LAST_FILE)[1].class_names)}
-    name = next((key for key in now if then is not None and then.get(key, now[key]) != now[key]), None)
-    if then is not None and name is not None:
-        raise ValueError(
-            f"{folder}: its run learnt from other data: {name} {_shortened(then[name])} there, {_shortened(now[name])} "
-            "now. Give data.root of the data it was started with, or choose another --output."
-        )
+    for name, value in now.items():
+        if then.get(name, value) != value:
+            raise ValueError(
+                f"{folder}: its run learnt from other data: {name} {_shortened(then[name])} there, "
+                f"{_shortened(value)} now. Give data.root of the data it was started with, or choose another --output."
+            )
 
 
 def _shortened(value: Any) -> str:
@@ -205,7 +205,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
             + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
             + (f" ({recipe.schedule.cooldown_epochs} of them cool-down)" if recipe.schedule.cooldown_epochs else "")
         )
-        if 0 < recipe.epochs <= recipe.schedule.warmup_epochs and recipe.schedule.name != "constant":
+        if recipe.schedule.warmup_epochs >= recipe.epochs and recipe.schedule.name != "constant":
             reporter.say(
                 f"schedule.warmup_epochs={recipe.schedule.warmup_epochs} of epochs={recipe.epochs}: the learning rate "
                 "only rises; for a result, give fewer schedule.warmup_epochs",
