@@ -48,6 +48,7 @@ from spikingformer.training.setup import LearningRate, autocast_factory, build_a
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
 from spikingformer.training.step_graph import StepGraph
+from spikingformer.training.update import DeviceUpdate, is_capturable
 
 _MAX_STEP_BACKS = 5
 
@@ -96,6 +97,12 @@ class Trainer:
         self._graph = (
             StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
         )
+        on_device = device.type == "cuda" and world.size == 1 and not self.scaler.is_enabled()
+        self._device_update = (
+            DeviceUpdate(optimizer, self._apply_gradients, device, recipe.cuda_graph)
+            if on_device and is_capturable(optimizer)
+            else None
+        )
         self._rehearsed = device.type != "cuda" or not recipe.schedule.early_epochs
         self._statistics = running_statistics(model)
         self._last_saved = time.monotonic()
@@ -139,6 +146,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(dealt_to(self.ema.module, state.part("ema/")))
         unpack_optimizer(self.optimizer, state, deal_optimizer_state)
+        if self._device_update is not None:
+            self._device_update.forget()
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
         self.progress = Progress(**asdict(state.progress))
@@ -267,12 +276,18 @@ class Trainer:
         where = f"epoch {p.epoch + 1}, step {p.step}, learning rate {rate:.3g}"
         raise NonFiniteLoss(explain(what, where, self.recipe.nonfinite, p.step_backs, has_state(self.folder)))
 
-    def _update(self) -> None:
+    def _apply_gradients(self) -> None:
         self.scaler.unscale_(self.optimizer)
         if self.recipe.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _update(self) -> None:
+        if self._device_update is not None:
+            self._device_update()
+        else:
+            self._apply_gradients()
         self.progress.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.progress.updates)

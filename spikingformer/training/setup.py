@@ -145,7 +145,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """
     from difflib import get_close_matches
 
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 
     settings = recipe.optimizer
     if settings.name not in list_optimizers():
@@ -154,6 +154,11 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
             f"optimizer.name: timm knows no optimiser {settings.name!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
+    if settings.name == "muon":  # timm's goes through its matrices one by one
+        from spikingformer.training.muon import Muon
+
+        groups = param_groups_weight_decay(model, settings.weight_decay)
+        return Muon(groups, settings.learning_rate, settings.weight_decay, settings.momentum)
     return create_optimizer_v2(
         model,
         opt=settings.name,

@@ -91,6 +91,9 @@ def unpack_optimizer(
         parameter, _, key = name.partition("/")
         values.setdefault(int(parameter), {})[key] = number
     groups = [{**group, **saved} for group, saved in zip(whole["param_groups"], state.optimizer["groups"], strict=True)]
+    for group, own in zip(groups, whole["param_groups"], strict=True):
+        if "capturable" in own:  # of the device here, not of the one before
+            group["capturable"] = own["capturable"]
     for name, tensor in state.part("group/").items():
         number, _, key = name.partition("/")
         groups[int(number)][key] = tensor

@@ -1,5 +1,6 @@
 """A run small enough for a test: digits at 8x8, width 16, one block, a second or two an epoch on one core."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -38,3 +39,9 @@ def assert_same_tensors(first: Path, second: Path) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, f"{len(different)} of {len(a)} tensors differ, first {different[0]}"
+
+
+def allow_capturable_on_cpu(monkeypatch) -> None:
+    """torch refuses capturable optimisers on the CPU; stand-ins for graphs need none of a graph's guarantees."""
+    adam = sys.modules["torch.optim.adam"]  # torch.optim deletes the attribute
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])

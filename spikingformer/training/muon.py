@@ -1,0 +1,115 @@
+"""Muon with like-shaped matrices orthogonalised together: a few large products instead of hundreds of small ones."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from timm.optim.muon import _COEFFICIENTS, get_lr_scale, resolve_ns_coefficients, zeropower_via_newtonschulz
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+_ITERATIONS = 5  # of Newton and Schulz
+_BETAS = (0.9, 0.95)
+_EPSILON = 1e-7
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """At least as wide as high, as the iterations want it."""
+    return matrix.mT if _is_tall(matrix) else matrix
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are replaced by their nearest orthogonal ones; AdamW for vectors and scalars.
+
+    K. Jordan 2024, "Muon: An optimizer for hidden layers in neural networks"; decay and the scale of updates as in
+    Liu et al. 2025, arXiv 2502.16982, section 2.2, so that learning rates are of AdamW's kind. A convolution's weight
+    (out, in, h, w) counts as a matrix (out, in * h * w). The same updates as timm's "muon", which goes through its
+    matrices one by one; differences are bfloat16's rounding in the iterations.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a float or (capturable) a tensor on the parameters' device.
+        weight_decay: decoupled, times the learning rate.
+        momentum: of the matrices.
+        capturable: keep all state on the device, so that `step` can be captured in a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.01,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "capturable": capturable}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            self._update_matrices([p for p in with_gradient if p.ndim > 1], group)
+            self._update_others([p for p in with_gradient if p.ndim <= 1], group)
+        return loss
+
+    def _update_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        if not matrices:
+            return
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        averages = [self.state[p]["momentum_buffer"] for p in matrices]
+        torch._foreach_lerp_(averages, [p.grad for p in matrices if p.grad is not None], 1 - group["momentum"])
+        like_shaped: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for p, average in zip(matrices, averages, strict=True):
+            wide = _turned(average.flatten(1))
+            like_shaped.setdefault((wide.shape[0], wide.shape[1]), []).append((p, wide))
+        coefficients = resolve_ns_coefficients("quintic", _COEFFICIENTS)
+        updated, updates = [], []
+        for shape, members in like_shaped.items():
+            stack = torch.stack([wide for _, wide in members])
+            nearest = zeropower_via_newtonschulz(stack, _ITERATIONS, coefficients, _EPSILON).to(stack.dtype)
+            for (p, _), update in zip(members, nearest * (group["lr"] * get_lr_scale(torch.Size(shape))), strict=True):
+                updated.append(p)
+                updates.append((update.mT if _is_tall(p.flatten(1)) else update).reshape(p.shape))
+        torch._foreach_mul_(updated, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(updated, updates)
+
+    def _update_others(self, others: list[Tensor], group: dict[str, Any]) -> None:
+        for p in others:
+            if not self.state[p]:
+                self.state[p] |= {
+                    "step": torch.zeros((), device=p.device if group["capturable"] else None),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        if not others:
+            return
+        states = [self.state[p] for p in others]
+        adamw(
+            others,
+            [p.grad for p in others if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            capturable=group["capturable"],
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=_EPSILON,
+            maximize=False,
+        )

@@ -1,0 +1,67 @@
+"""Our Muon against timm's, matrix by matrix, and what it does with vectors."""
+
+import pytest
+import torch
+from timm.optim import Muon as TimmMuon
+
+from spikingformer.training.muon import Muon
+from tests.training.helpers import allow_capturable_on_cpu
+
+
+def parameters(shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.1) for shape in shapes]
+
+
+def stepped(kind, shapes, steps=4, **kwargs):
+    ps = parameters(shapes)
+    if shapes[0][-2:] == (3, 3):
+        ps[0].data = ps[0].data.contiguous(memory_format=torch.channels_last)
+    optimizer = kind(ps, lr=0.02, weight_decay=0.1, momentum=0.9, **kwargs)
+    for step in range(steps):
+        for p, gradient in zip(ps, parameters(shapes, step + 1), strict=True):
+            p.grad = gradient.detach().clone()
+        optimizer.step()
+    return ps
+
+
+SHAPES = [(8, 4, 3, 3), (16, 16), (16, 16), (16, 16, 1, 1), (24, 8), (8, 24), (8, 24), (12,), (7,)]
+
+
+def test_gives_the_updates_of_timms():
+    ours, theirs, start = stepped(Muon, SHAPES), stepped(TimmMuon, SHAPES), parameters(SHAPES)
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        moved = (b - before).norm()
+        assert (a - b).norm() < 5e-3 * moved, a.shape  # the iterations run in bfloat16
+
+
+def test_updates_are_nearly_orthogonal_and_of_adams_size():
+    (p,) = ps = parameters([(32, 64)])
+    before = p.detach().clone()
+    p.grad = torch.randn_like(p)
+    Muon(ps, lr=1.0, weight_decay=0.0).step()
+    update = before - p.detach()
+    assert update.square().mean().sqrt() == pytest.approx(0.2, rel=0.25)
+    values = torch.linalg.svdvals(update)
+    assert values.max() < 2 * values.min()
+
+
+def test_leaves_what_has_no_gradient():
+    a, b = ps = parameters([(8, 8), (8, 8)])
+    b_before = b.detach().clone()
+    a.grad = torch.ones_like(a)
+    Muon(ps, weight_decay=0.5).step()
+    assert torch.equal(b, b_before)
+
+
+def test_a_rate_may_be_a_tensor(monkeypatch):
+    allow_capturable_on_cpu(monkeypatch)
+    ps = parameters(SHAPES)
+    one = Muon(ps, lr=0.02, weight_decay=0.1, momentum=0.9, capturable=True)
+    one.param_groups[0]["lr"] = torch.tensor(0.02)
+    for step in range(4):
+        for p, gradient in zip(ps, parameters(SHAPES, step + 1), strict=True):
+            p.grad = gradient.detach().clone()
+        one.step()
+    for a, b in zip(ps, stepped(Muon, SHAPES), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
