@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.pages import write_pages
 from spikingformer.reproduce.result_files import write_study
 from spikingformer.reproduce.routing_study import routing_over_training
+from spikingformer.training.machine import describe_machine
 from spikingformer.training.recipe import Recipe, load_recipe
 
 MODELS = {"digits": ("spikformer", "spikformer_cml", "spikingformer", "spikingformer_cml"),

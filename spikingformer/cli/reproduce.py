@@ -37,6 +37,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                         help="folder of the pages (default: %(default)s)")  # fmt: skip
     parser.add_argument("--leg-seconds", type=float, metavar="S", help="stop and save after S seconds a leg")
     parser.add_argument("--legs", type=int, metavar="N", help="leave after N legs a run, with status 75 if not done")
+    parser.add_argument("--stopped", action="store_true",
+                        help="train nothing: record begun runs as they are, with the epochs they have")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list tables and rows with their state, and leave")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and leave")
     parser.add_argument("--page", action="store_true", help="only write the pages from the results files")
@@ -74,7 +76,7 @@ def _rerun(rows: "Sequence[Row]", overrides: list[str], args: argparse.Namespace
     for row in rows:
         done = run_row(
             row, args.seeds or row.seeds, overrides, args.output, args.results,
-            seconds_limit(args.leg_seconds), args.legs, _silent if args.json else print,
+            seconds_limit(args.leg_seconds), args.legs, _silent if args.json else print, args.stopped,
         )  # fmt: skip
         if not done:
             return SAVED_AND_LEFT

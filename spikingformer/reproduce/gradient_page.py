@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from spikingformer.reproduce.evidence import hardware
 from spikingformer.reproduce.ledger import own_tables
 from spikingformer.reproduce.result_files import read_row, read_study
 from spikingformer.reproduce.results_page import NOTICE, comparison_lines
+from spikingformer.training.machine import hardware
 
 STUDIES = {"digits": "digits", "cifar10": "CIFAR-10"}
 _SIZES = {"digits": "digits/spikingformer_cml", "cifar10": "cifar10/spikingformer_cml_small_cpu"}  # recipes

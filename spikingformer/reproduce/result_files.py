@@ -22,6 +22,7 @@ class RunRecord:
     recipe_sha256: of the recipe file's bytes. resolved_recipe: every field that the run followed, overrides and
     defaults included, but those that say where and how it was computed (data.root, device, workers, ...). Both None in
     records that are older than these fields.
+    planned_epochs: of a run that was stopped after fewer; None: it ran to its end.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class RunRecord:
     recipe_sha256: str | None = None
     resolved_recipe: dict[str, Any] | None = None
     curve_epochs: tuple[int, ...] | None = None
+    planned_epochs: int | None = None
 
 
 @dataclass(frozen=True)

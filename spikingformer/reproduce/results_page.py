@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from spikingformer.reproduce.curves import curves_section
-from spikingformer.reproduce.evidence import hardware
 from spikingformer.reproduce.ledger import Row, Table, own_tables, published_tables
 from spikingformer.reproduce.result_files import RowResult, read_row, read_study
 from spikingformer.reproduce.runs import hours_needed
 from spikingformer.reproduce.statistics import Interval, difference_interval, mean_interval
+from spikingformer.training.machine import hardware
 
 NOTICE = (
     "<!-- Made by `spikingformer reproduce --page` from benchmarks/results/; edit neither numbers nor text here. -->"
@@ -50,7 +50,12 @@ def _evidence(result: RowResult) -> str:
     machines = " / ".join(sorted({hardware(r.machine) for r in result.runs}))
     torch = " / ".join(sorted({r.machine["versions"]["torch"] for r in result.runs}))
     commits = " / ".join(sorted({_commit(r.machine) for r in result.runs}))
-    return f"{hours:.2f} h, {machines}, torch {torch}, {commits}"
+    stopped = "".join(
+        f", seed {r.seed} stopped after {r.epochs} of {r.planned_epochs} epochs"
+        for r in result.runs
+        if r.planned_epochs
+    )
+    return f"{hours:.2f} h, {machines}, torch {torch}, {commits}{stopped}"
 
 
 def _commit(machine: dict) -> str:

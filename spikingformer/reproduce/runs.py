@@ -1,6 +1,7 @@
 """Runs a row of the ledger, seed by seed, and keeps what came of it as a results file."""
 
 import hashlib
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,14 +9,14 @@ from typing import Any
 
 import torch
 
-from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.ledger import Row, Table
 from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, row_path, write_row
 from spikingformer.training.checkpoint import load_model
+from spikingformer.training.machine import describe_machine
 from spikingformer.training.recipe import FREE, Recipe, find_recipe, is_free, load_recipe
 from spikingformer.training.recipe_text import fields_of
-from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE
+from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE, RUN_FILE
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -52,17 +53,19 @@ def run_row(
     leg_is_over: LegIsOver,
     max_legs: int | None = None,
     say: Callable[[str], None] = print,
+    stopped: bool = False,
 ) -> bool:
     """Trains what is missing of a row and writes its results file; True once every seed is done.
 
-    Seeds that the results file has already are skipped; runs that were begun go on.
+    Seeds that the results file has already are skipped; runs that were begun go on, or, with `stopped`, are recorded
+    as they are. A later call without it goes on with them.
 
     Raises:
         ValueError: overrides that change the row, bad data, or training that fails.
     """
     check_overrides(overrides)
     known = read_row(results, row.id) or RowResult(row.id, row.recipe)
-    have = {r.seed for r in known.runs}
+    have = {r.seed for r in known.runs if r.planned_epochs is None}
     for seed in seeds:
         if seed in have:
             done = row_path(results, row.id)
@@ -70,26 +73,33 @@ def run_row(
             continue
         folder = run_folder(output, row, seed)
         asked = [*row.overrides, f"seed={seed}", *overrides]
-        legs = train_in_legs(row.recipe, asked, folder, leg_is_over, max_legs)
-        if not legs.finished:
-            say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command goes on")
-            return False
-        record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy, row.recipe)
+        if not stopped:
+            legs = train_in_legs(row.recipe, asked, folder, leg_is_over, max_legs)
+            if not legs.finished:
+                say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command goes on")
+                return False
+        record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy, row.recipe, stopped)
         known = known.with_run(record)
         say(f"{row.id}, seed {seed}: best {record.best_top1:.2f} %; {write_row(results, known)}")
     return True
 
 
-def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool, recipe_file: str) -> RunRecord:
-    """The record of a finished run, from its folder.
+def collect(
+    folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool, recipe_file: str, stopped: bool = False
+) -> RunRecord:
+    """The record of a finished run, from its folder; with `stopped`, of one up to its last evaluation.
 
-    `recipe`: what the row asks for, made from `recipe_file`. Raises ValueError where the run is not finished, or has
-    followed another recipe.
+    `recipe`: what the row asks for, made from `recipe_file`. Raises ValueError where the run is not finished (with
+    `stopped`: has no evaluation), or has followed another recipe.
     """
     records = epoch_records(folder)
     evaluated = [r for r in records if "top1" in r]
-    if not is_finished(folder) or not evaluated:
-        raise ValueError(f"{folder}: not a finished run: train it to the end first")
+    unfinished = not is_finished(folder)
+    if not evaluated:
+        raise ValueError(f"{folder}: no run with an evaluation: train it first")
+    if unfinished and not stopped:
+        raise ValueError(f"{folder}: not a finished run: train it to the end first, or record it with --stopped")
+    records = [r for r in records if r["epoch"] <= evaluated[-1]["epoch"]]
     followed = _substance(load_recipe(folder / RECIPE_FILE))
     if followed != _substance(recipe):
         raise ValueError(
@@ -108,12 +118,20 @@ def collect(folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bo
         samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early),
         curve=tuple(round(r["top1"], 4) for r in evaluated),
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
-        machine=describe_machine(),
+        machine=_trained_on(folder),
         energy=count_energy(folder / BEST_FILE, recipe) if energy else None,
         recipe_sha256=hashlib.sha256(find_recipe(recipe_file).read_bytes()).hexdigest(),
         resolved_recipe=followed,
         curve_epochs=tuple(r["epoch"] for r in evaluated),
+        planned_epochs=recipe.total_epochs if unfinished else None,
     )
+
+
+def _trained_on(folder: Path) -> dict[str, Any]:
+    """The machine that began the run; runs of earlier versions did not note it: this one."""
+    path = folder / RUN_FILE
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return noted.get("evidence") or describe_machine()
 
 
 def _substance(recipe: Recipe) -> dict[str, Any]:

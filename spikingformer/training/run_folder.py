@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import versions
+from spikingformer.training.machine import describe_machine
 from spikingformer.training.recipe import Recipe, save_recipe
 from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
 
@@ -111,6 +112,7 @@ def start_run(folder: Path, recipe: Recipe) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "evidence": describe_machine(),
     }
     write_atomic(folder / RUN_FILE, json.dumps(description, indent=2).encode())
 

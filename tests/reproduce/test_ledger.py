@@ -1,17 +1,18 @@
 """The ledger, its results files and the pages made from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spikingformer.cli import main
-from spikingformer.reproduce.evidence import describe_machine
 from spikingformer.reproduce.ledger import all_tables, find_rows, own_tables, published_curves, published_tables
 from spikingformer.reproduce.pages import page_texts, write_pages
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, read_study, row_path, write_row
 from spikingformer.reproduce.runs import check_overrides, hours_needed, row_recipe
 from spikingformer.reproduce.statistics import difference_interval, mean_interval
+from spikingformer.training.machine import describe_machine
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -92,6 +93,9 @@ def test_a_run_changes_its_line_of_the_page(tmp_path):
         "| 95.95 | 95.97 (epoch 397), 95.70, 95.78 | 95.50 ± 0.71 | 94.50 ± 0.71 | 2 | 1.00 h, a CPU, torch 2, abc |"
         in line
     )
+    write_row(tmp_path, result.with_run(replace(record(0, 95.0), planned_epochs=999)))
+    assert "abc, seed 0 stopped after" in page_texts(tmp_path)["results.md"]
+    assert "of 999 epochs" in page_texts(tmp_path)["results.md"]
 
 
 @pytest.mark.parametrize(

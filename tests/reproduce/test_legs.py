@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import cifar10_in_legs
+from spikingformer.reproduce.ledger import Row
 from spikingformer.reproduce.legs import epoch_records, is_finished, seconds_limit, train_in_legs
-from spikingformer.reproduce.runs import collect
+from spikingformer.reproduce.result_files import read_row
+from spikingformer.reproduce.runs import collect, row_recipe, run_folder, run_row
 from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.recipe import load_recipe
-from spikingformer.training.run import train
+from spikingformer.training.run import RESULT_FILE, train
+from spikingformer.training.run_folder import METRICS_FILE, RUN_FILE
 
 TINY = (
     "data.name=digits", "data.channels=1", "data.image_size=16", "data.mean=null", "data.std=null", "epochs=2",
@@ -92,3 +96,48 @@ def test_the_recipe_stays_the_published_one(name):
     changed = {k for k, v in published.model_dump().items() if ours.model_dump()[k] != v}
     assert changed <= {"augment", "precision", "workers", "channels_last", "log", "checkpoint"}
     assert (ours.total_epochs, ours.batch_size, ours.optimizer) == (410, 64, published.optimizer)
+
+
+def stopped_copy(unbroken, folder):
+    """The run as it would be, had it been stopped after its first evaluation."""
+    shutil.copytree(unbroken, folder)
+    (folder / RESULT_FILE).unlink()
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if '"top1"' in line)
+    rest = [line for line in lines[first + 1 :] if '"top1"' not in line]
+    (folder / METRICS_FILE).write_text("\n".join([*lines[: first + 1], *rest[:1]]) + "\n")
+    return json.loads(lines[first])
+
+
+def test_a_stopped_run_is_recorded_as_one_and_not_taken_for_whole(unbroken, tmp_path):
+    changes = tuple(cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY)))
+    row = Row("cifar10/x", "cifar10", "x", PUBLISHED, "nothing", changes, seeds=(42,))
+    record = stopped_copy(unbroken, run_folder(tmp_path / "runs", row, 42))
+    arguments = (row, row.seeds, (), tmp_path / "runs", tmp_path, seconds_limit(None))
+    with pytest.raises(ValueError, match="not a finished run: .* --stopped"):
+        collect(run_folder(tmp_path / "runs", row, 42), row_recipe(row, 42), (), False, PUBLISHED)
+    assert run_row(*arguments, stopped=True)
+    (run,) = read_row(tmp_path, row.id).runs
+    assert (run.epochs, run.planned_epochs, run.best_top1) == (1, 3, record["top1"])
+    assert run.machine["versions"]["torch"] == torch.__version__.split("+")[0]
+    shutil.rmtree(tmp_path / "runs")
+    assert run_row(*arguments)
+    (run,) = read_row(tmp_path, row.id).runs
+    assert (run.epochs, run.planned_epochs) == (3, None)
+
+
+def test_a_run_without_evaluation_cannot_be_recorded(tmp_path):
+    row = Row("cifar10/x", "cifar10", "x", PUBLISHED, "nothing", seeds=(42,))
+    with pytest.raises(ValueError, match="no run with an evaluation"):
+        run_row(row, row.seeds, (), tmp_path, tmp_path, seconds_limit(None), stopped=True)
+
+
+def test_the_machine_is_the_one_that_began_the_run(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    noted = json.loads((folder / RUN_FILE).read_text())
+    (folder / RUN_FILE).write_text(json.dumps({**noted, "evidence": {**noted["evidence"], "gpu": "another"}}))
+    recipe = load_recipe(PUBLISHED, cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY)))
+    assert collect(folder, recipe, (), False, PUBLISHED).machine["gpu"] == "another"
+    (folder / RUN_FILE).unlink()
+    assert collect(folder, recipe, (), False, PUBLISHED).machine["gpu"] is None
