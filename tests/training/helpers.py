@@ -43,5 +43,6 @@ def assert_same_tensors(first: Path, second: Path) -> None:
 
 def allow_capturable_on_cpu(monkeypatch) -> None:
     """torch refuses capturable optimisers on the CPU; stand-ins for graphs need none of a graph's guarantees."""
-    adam = sys.modules["torch.optim.adam"]  # torch.optim deletes the attribute
-    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+    for module in list(sys.modules.values()):
+        if "optim" in getattr(module, "__name__", "") and hasattr(module, "_get_capturable_supported_devices"):
+            monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])

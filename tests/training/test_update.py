@@ -9,6 +9,7 @@ from torch import nn
 from spikingformer.training.muon import Muon
 from spikingformer.training.run import train
 from spikingformer.training.run_folder import LAST_FILE
+from spikingformer.training.setup import build_optimizer
 from spikingformer.training.update import DeviceUpdate, is_capturable
 from tests.training.helpers import allow_capturable_on_cpu, assert_same_tensors, tiny_recipe
 
@@ -133,6 +134,26 @@ def test_who_can():
     assert is_capturable(optimiser(torch.optim.AdamW)[1])
     assert is_capturable(optimiser()[1])
     assert not is_capturable(optimiser(torch.optim.SGD)[1])
+
+
+@pytest.mark.parametrize("name", ["muon", "nmuon", "adam", "nadamw", "radam", "rmsprop", "adadelta", "adamax", "adopt"])
+def test_every_kind_of_capturable_optimiser_takes_its_rates_from_the_device(name):
+    ends = []
+    for on_device in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+        optimizer = build_optimizer(tiny_recipe(optimizer__name=name, optimizer__learning_rate=0.01), model)
+        assert is_capturable(optimizer)
+        update = DeviceUpdate(optimizer, optimizer.step, CPU, False) if on_device else optimizer.step
+        for number in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4, generator=torch.Generator().manual_seed(number))).square().sum().backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 / (number + 1)
+            update()
+        ends.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)  # matrices are orthogonalised in bfloat16
 
 
 @pytest.mark.gpu
