@@ -123,6 +123,7 @@ def _state(row: "Row", results: Path) -> dict:
         "published": row.published,
         "log_best": row.log.best if row.log else None,
         "runs": len(found.runs) if found else 0,
+        "stopped": sum(r.planned_epochs is not None for r in found.runs) if found else 0,
         "best_top1_mean": found.summary()["best_top1_mean"] if found else None,
         "recipe": row.recipe,
         "needs": row.needs,
@@ -142,7 +143,9 @@ def _list(rows: "Sequence[Row]", args: argparse.Namespace) -> None:
         grid.add_column(column, justify="left" if column in ("row", "needs") else "right", no_wrap=True)
     for s in states:
         numbers = [s["published"], s["log_best"], s["best_top1_mean"]]
-        grid.add_row(s["row"], *("" if n is None else f"{n:.2f}" for n in numbers), str(s["runs"] or ""), s["needs"])
+        stopped = f" ({s['stopped']} stopped)" if s["stopped"] else ""
+        runs = f"{s['runs'] or ''}{stopped}"
+        grid.add_row(s["row"], *("" if n is None else f"{n:.2f}" for n in numbers), runs, s["needs"])
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -157,7 +160,7 @@ def _plan(rows: "Sequence[Row]", overrides: list[str], args: argparse.Namespace)
     plan = []
     for row in rows:
         found = read_row(args.results, row.id)
-        have = {r.seed for r in found.runs} if found else set()
+        have = {r.seed for r in found.runs if r.planned_epochs is None} if found else set()
         for seed in args.seeds or row.seeds:
             recipe = row_recipe(row, seed, overrides)  # an unknown recipe or key shows here
             plan.append({

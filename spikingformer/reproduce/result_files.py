@@ -16,8 +16,9 @@ class RunRecord:
     """One training run. top1: percent on the part that chose the best epoch; epochs are counted from 0.
 
     hours: of training steps, all legs together, without evaluation. samples_per_second: of training, median over the
-    epochs with all of the model's time steps. curve: top1 after each evaluated epoch. curve_epochs: these epochs; None:
-    every one, or, with fewer values than epochs, not recorded.
+    epochs with all of the model's time steps, or, where it was stopped before them, over those that there are.
+    curve: top1 after each evaluated epoch. curve_epochs: these epochs; None: every one, or, with fewer values than
+    epochs, not recorded.
     energy: mJ a sample and mean rates on the test part, by `spikingformer.energy`; None: not counted.
     recipe_sha256: of the recipe file's bytes. resolved_recipe: every field that the run followed, overrides and
     defaults included, but those that say where and how it was computed (data.root, device, workers, ...). Both None in
@@ -60,6 +61,7 @@ class RowResult:
         best, last = mean_interval(self.best()), mean_interval(self.last())
         return {
             "n": len(self.runs),
+            **({"stopped": stopped} if (stopped := sum(r.planned_epochs is not None for r in self.runs)) else {}),
             "best_top1_mean": best.value,
             "best_top1_std": standard_deviation(self.best()),
             "best_top1_half_width_95": best.half_width,

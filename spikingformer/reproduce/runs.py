@@ -58,7 +58,7 @@ def run_row(
     """Trains what is missing of a row and writes its results file; True once every seed is done.
 
     Seeds that the results file has already are skipped; runs that were begun go on, or, with `stopped`, are recorded
-    as they are. A later call without it goes on with them.
+    as they are, if they have an evaluation. A later call without it goes on with them.
 
     Raises:
         ValueError: overrides that change the row, bad data, or training that fails.
@@ -73,6 +73,9 @@ def run_row(
             continue
         folder = run_folder(output, row, seed)
         asked = [*row.overrides, f"seed={seed}", *overrides]
+        if stopped and not any("top1" in r for r in epoch_records(folder)):
+            say(f"{row.id}, seed {seed}: no evaluation in {folder}; left out")
+            continue
         if not stopped:
             legs = train_in_legs(row.recipe, asked, folder, leg_is_over, max_legs)
             if not legs.finished:
@@ -107,6 +110,7 @@ def collect(
             "give another --output to train anew"
         )
     early = recipe.schedule.early_epochs
+    only_early = all(r["epoch"] < early for r in records)
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
     return RunRecord(
         seed=recipe.seed,
@@ -115,7 +119,7 @@ def collect(
         last_top1=evaluated[-1]["top1"],
         epochs=len(records),
         hours=sum(r["seconds"] for r in records) / 3600,
-        samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early),
+        samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early or only_early),
         curve=tuple(round(r["top1"], 4) for r in evaluated),
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
         machine=_trained_on(folder),
@@ -130,8 +134,13 @@ def collect(
 def _trained_on(folder: Path) -> dict[str, Any]:
     """The machine that began the run; runs of earlier versions did not note it: this one."""
     path = folder / RUN_FILE
-    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return noted.get("evidence") or describe_machine()
+    if not path.is_file():
+        return describe_machine()
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return noted.get("evidence") or describe_machine()
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path}: damaged: remove it, and the machine here stands in the record") from None
 
 
 def _substance(recipe: Recipe) -> dict[str, Any]:

@@ -97,7 +97,8 @@ class Trainer:
         self._graph = (
             StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
         )
-        on_device = device.type == "cuda" and world.size == 1 and not self.scaler.is_enabled()
+        # fp64 needs rates and bias corrections that are no tensors of float32; fp16's scaler steps by itself
+        on_device = device.type == "cuda" and world.size == 1 and recipe.precision in ("fp32", "bf16")
         self._device_update = (
             DeviceUpdate(optimizer, self._apply_gradients, device, recipe.cuda_graph)
             if on_device and is_capturable(optimizer)

@@ -16,8 +16,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def _git(*args: str) -> str | None:
     try:
-        done = subprocess.run(["git", *args], cwd=_PACKAGE, capture_output=True, text=True)
-    except OSError:  # no git here
+        done = subprocess.run(["git", *args], cwd=_PACKAGE, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a slow disk
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -29,6 +29,13 @@ def _processor() -> str:
         if names:
             return f"{names[0]} x{len(names)}"
     return platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    try:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except RuntimeError:  # a card that somebody else holds
+        return None
 
 
 def describe_machine() -> dict[str, Any]:
@@ -43,7 +50,7 @@ def describe_machine() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _processor(),
         "isa": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
         "versions": versions(),
         "commit": told.removesuffix("+") or _git("rev-parse", "--short", "HEAD"),
         "uncommitted_changes": bool(changed) or told.endswith("+"),

@@ -4,7 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.optim.muon import _COEFFICIENTS, get_lr_scale, resolve_ns_coefficients, zeropower_via_newtonschulz
+from timm.optim.muon import (
+    _COEFFICIENTS,
+    _is_suitable_for_muon,
+    get_lr_scale,
+    resolve_ns_coefficients,
+    zeropower_via_newtonschulz,
+)
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -23,12 +29,13 @@ def _turned(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are replaced by their nearest orthogonal ones; AdamW for vectors and scalars.
+    """Momentum whose matrices are replaced by their nearest orthogonal ones; AdamW for everything else.
 
     K. Jordan 2024, "Muon: An optimizer for hidden layers in neural networks"; decay and the scale of updates as in
     Liu et al. 2025, arXiv 2502.16982, section 2.2, so that learning rates are of AdamW's kind. A convolution's weight
     (out, in, h, w) counts as a matrix (out, in * h * w). The same updates as timm's "muon", which goes through its
-    matrices one by one; differences are bfloat16's rounding in the iterations.
+    matrices one by one; differences are the rounding of the iterations, which run in bfloat16 whatever the precision.
+    As there, AdamW takes vectors, (out, 1, h, w), fewer than 4 rows or columns, and more than 128 times as long as wide.
 
     Args:
         params: parameters or groups of them.
@@ -59,8 +66,8 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
-            self._update_matrices([p for p in with_gradient if p.ndim > 1], group)
-            self._update_others([p for p in with_gradient if p.ndim <= 1], group)
+            self._update_matrices([p for p in with_gradient if _is_suitable_for_muon(p)], group)
+            self._update_others([p for p in with_gradient if not _is_suitable_for_muon(p)], group)
         return loss
 
     def _update_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:

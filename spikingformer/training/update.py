@@ -44,43 +44,45 @@ class DeviceUpdate:
     def forget(self) -> None:
         """Begins anew."""
         self._replay: Callable[[], None] | None = None
-        self._places: tuple[int, ...] = ()
+        self._captured: tuple[int, ...] = ()  # the gradients' places in the graph
+        self._last: tuple[int, ...] = ()  # and in the step before
         self._seen = 0
 
     def __call__(self) -> None:
         groups = self._optimizer.param_groups
         floats = [group["lr"] for group in groups]
         self._rates.copy_(upload(torch.tensor(floats), self._rates.device), non_blocking=True)
-        places = tuple(0 if p.grad is None else p.grad.data_ptr() for p in self._parameters)
-        if self._replay is not None and places == self._places:
-            self._replay()
-            return
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
         try:
-            if self._replay is None and self._graph and self._is_settled(places):
-                self._replay = self._try_to_capture()
-            if self._replay is not None and places == self._places:
-                self._replay()
-            else:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*capturable=True.*")  # steps before the graph
-                    self._apply()
+            replay = self._find_replay() if self._graph else None
+            if replay is not None:
+                replay()
+                return
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*capturable=True.*")  # steps outside the graph
+                self._apply()
         finally:
             for group, number in zip(groups, floats, strict=True):
                 group["lr"] = number
 
-    def _is_settled(self, places: tuple[int, ...]) -> bool:
-        self._seen = self._seen + 1 if places == self._places else 0
-        self._places = places
-        return self._seen >= _WARM_UP
+    def _find_replay(self) -> Callable[[], None] | None:
+        """The graph for the gradients' places, captured now if they have settled there."""
+        places = tuple(0 if p.grad is None else p.grad.data_ptr() for p in self._parameters)
+        self._seen = self._seen + 1 if places == self._last else 0
+        self._last = places
+        if self._replay is not None and places == self._captured:
+            return self._replay
+        if self._seen < _WARM_UP:
+            return None
+        self._replay = None  # frees its memory before the next one takes some
+        self._replay, self._captured = self._try_to_capture(), places
+        return self._replay
 
     def _try_to_capture(self) -> Callable[[], None] | None:
         try:
             return self._capture(self._apply)[0]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an optimiser may do what a graph cannot hold
+        except RuntimeError as error:  # an optimiser may do what a graph cannot hold, or memory may not hold the graph
             self._graph = False
             _log.warning("the optimiser's step runs without a CUDA graph: %s", str(error).splitlines()[0])
             return None

@@ -72,6 +72,18 @@ def test_replays_while_gradients_keep_their_places():
     assert (recorded.captures, recorded.replays) == (1, 6)
 
 
+def test_gradients_that_settle_elsewhere_are_captured_there():
+    """As they do when the time steps of training change."""
+    recorded = Recorded()
+    model, optimizer = optimiser()
+    update = DeviceUpdate(optimizer, optimizer.step, CPU, True, recorded.capture)
+    drive(update, model, optimizer, [0.1] * 6)
+    for p in model.parameters():
+        p.grad = p.grad.clone()
+    drive(update, model, optimizer, [0.1] * 6)
+    assert (recorded.captures, recorded.replays) == (2, 3 + 3)
+
+
 def test_each_replay_has_its_own_rate():
     rates = [0.1 / (1 + i) for i in range(9)]
     model, optimizer = optimiser()
@@ -107,9 +119,10 @@ def test_without_a_graph_the_rates_are_tensors_all_the_same():
     assert recorded.captures == 0
 
 
-def test_what_cannot_be_captured_runs_on(caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_what_cannot_be_captured_runs_on(kind, caplog):
     def refuse(run):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        raise kind("operation not permitted when stream is capturing\nmore")
 
     model, optimizer = optimiser()
     before = model.weight.detach().clone()
