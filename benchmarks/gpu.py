@@ -6,8 +6,8 @@ Each section runs in a process of its own, so that a fault in one leaves the oth
 FOLDER/results.json, log.txt and summary.txt are written (FOLDER: --output, else $OUT, else benchmarks/results/gpu). No
 speed is claimed on a red gate: a row is timed after its own parity check, and marked where that failed. Competitors run
 interleaved; figures are medians. SpikingJelly's neurons take part where it is installed (2.0: activation_based;
-0.0.0.0.12: clock_driven). Kernels compile first, in many processes at once, beside the parity checks. torch.compile of the
-plain composition takes minutes: give it a call of its own, `--sections compiled`.
+0.0.0.0.12: clock_driven). Kernels compile first, in many processes at once, beside the parity checks. torch.compile of
+the plain composition takes minutes: give it a call of its own, `--sections compiled`.
 """
 
 import argparse

@@ -109,8 +109,7 @@ def collect(
             f"{folder}: this run followed {folder / RECIPE_FILE}, which is not what {recipe_file} says now: "
             "give another --output to train anew"
         )
-    early = recipe.schedule.early_epochs
-    only_early = all(r["epoch"] < early for r in records)
+    with_all_steps = [r for r in records if r["epoch"] >= recipe.schedule.early_epochs]
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))
     return RunRecord(
         seed=recipe.seed,
@@ -119,7 +118,7 @@ def collect(
         last_top1=evaluated[-1]["top1"],
         epochs=len(records),
         hours=sum(r["seconds"] for r in records) / 3600,
-        samples_per_second=statistics.median(r["samples_per_second"] for r in records if r["epoch"] >= early or only_early),
+        samples_per_second=statistics.median(r["samples_per_second"] for r in with_all_steps or records),
         curve=tuple(round(r["top1"], 4) for r in evaluated),
         overrides=tuple(o for o in overrides if not o.startswith("data.root=")),
         machine=_trained_on(folder),

@@ -35,7 +35,8 @@ class Muon(torch.optim.Optimizer):
     Liu et al. 2025, arXiv 2502.16982, section 2.2, so that learning rates are of AdamW's kind. A convolution's weight
     (out, in, h, w) counts as a matrix (out, in * h * w). The same updates as timm's "muon", which goes through its
     matrices one by one; differences are the rounding of the iterations, which run in bfloat16 whatever the precision.
-    As there, AdamW takes vectors, (out, 1, h, w), fewer than 4 rows or columns, and more than 128 times as long as wide.
+    As there, AdamW takes vectors, (out, 1, h, w), fewer than 4 rows or columns, and what is more than 128 times as long
+    as wide.
 
     Args:
         params: parameters or groups of them.

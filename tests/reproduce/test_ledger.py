@@ -161,6 +161,12 @@ def test_the_command_lists_plans_and_refuses(tmp_path, capsys):
     assert [(p["seed"], p["done"]) for p in plan] == 4 * [(0, False), (1, False), (2, False)]
     assert main(["reproduce", "orders-digits", "--dry-run", *places]) == 0
     assert capsys.readouterr().out.count("done ") == 12
+    stopped = replace(record(0, 95.0), planned_epochs=999)
+    write_row(tmp_path, RowResult("small/digits", "recipe").with_run(stopped))
+    assert main(["reproduce", "small/digits", "--dry-run", "--json", "--results", str(tmp_path)]) == 0
+    assert [p["done"] for p in json.loads(capsys.readouterr().out)] == [False], "a stopped run goes on"
+    assert main(["reproduce", "--list", "--results", str(tmp_path)]) == 0
+    assert "1 (1 stopped)" in capsys.readouterr().out
     assert main(["reproduce", "--page", *places]) == 0
     assert (tmp_path / "results.md").read_text() == page_texts(RESULTS)["results.md"]
     capsys.readouterr()

@@ -14,9 +14,9 @@ from spikingformer.reproduce.legs import epoch_records, is_finished, seconds_lim
 from spikingformer.reproduce.result_files import read_row
 from spikingformer.reproduce.runs import collect, row_recipe, run_folder, run_row
 from spikingformer.training.checkpoint import read_model_file
-from spikingformer.training.recipe import load_recipe
+from spikingformer.training.recipe import load_recipe, save_recipe
 from spikingformer.training.run import RESULT_FILE, train
-from spikingformer.training.run_folder import METRICS_FILE, RUN_FILE
+from spikingformer.training.run_folder import METRICS_FILE, RECIPE_FILE, RUN_FILE
 
 TINY = (
     "data.name=digits", "data.channels=1", "data.image_size=16", "data.mean=null", "data.std=null", "epochs=2",
@@ -126,10 +126,33 @@ def test_a_stopped_run_is_recorded_as_one_and_not_taken_for_whole(unbroken, tmp_
     assert (run.epochs, run.planned_epochs) == (3, None)
 
 
-def test_a_run_without_evaluation_cannot_be_recorded(tmp_path):
-    row = Row("cifar10/x", "cifar10", "x", PUBLISHED, "nothing", seeds=(42,))
-    with pytest.raises(ValueError, match="no run with an evaluation"):
-        run_row(row, row.seeds, (), tmp_path, tmp_path, seconds_limit(None), stopped=True)
+def test_seeds_without_an_evaluation_are_left_out(unbroken, tmp_path):
+    changes = tuple(cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY)))
+    row, said = Row("cifar10/x", "cifar10", "x", PUBLISHED, "nothing", changes, seeds=(41, 42)), []
+    stopped_copy(unbroken, run_folder(tmp_path / "runs", row, 42))
+    assert run_row(row, row.seeds, (), tmp_path / "runs", tmp_path, seconds_limit(None), say=said.append, stopped=True)
+    assert "seed 41: no evaluation in" in said[0]
+    result = read_row(tmp_path, row.id)
+    assert [r.seed for r in result.runs] == [42]
+    assert result.summary()["stopped"] == 1
+
+
+def test_a_run_stopped_in_its_early_epochs_has_their_speed(unbroken, tmp_path):
+    early = [*TINY, "model.time_steps=2", "schedule.early_epochs=1"]
+    recipe = load_recipe(PUBLISHED, cifar10_in_legs.run_overrides(PUBLISHED, 64, early))
+    record = stopped_copy(unbroken, tmp_path / "run")
+    save_recipe(recipe, tmp_path / "run" / RECIPE_FILE)
+    found = collect(tmp_path / "run", recipe, (), False, PUBLISHED, stopped=True)
+    assert found.samples_per_second == record["samples_per_second"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a":'])
+def test_a_damaged_note_of_the_machine_is_named(text, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / RUN_FILE).write_text(text)
+    recipe = load_recipe(PUBLISHED, cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY)))
+    with pytest.raises(ValueError, match=r"run\.json: damaged"):
+        collect(tmp_path / "run", recipe, (), False, PUBLISHED)
 
 
 def test_the_machine_is_the_one_that_began_the_run(unbroken, tmp_path):
