@@ -123,7 +123,7 @@ def _state(row: "Row", results: Path) -> dict:
         "published": row.published,
         "log_best": row.log.best if row.log else None,
         "runs": len(found.runs) if found else 0,
-        "stopped": sum(r.planned_epochs is not None for r in found.runs) if found else 0,
+        "stopped": found.stopped() if found else 0,
         "best_top1_mean": found.summary()["best_top1_mean"] if found else None,
         "recipe": row.recipe,
         "needs": row.needs,
@@ -160,7 +160,7 @@ def _plan(rows: "Sequence[Row]", overrides: list[str], args: argparse.Namespace)
     plan = []
     for row in rows:
         found = read_row(args.results, row.id)
-        have = {r.seed for r in found.runs if r.planned_epochs is None} if found else set()
+        have = found.finished_seeds() if found else set()
         for seed in args.seeds or row.seeds:
             recipe = row_recipe(row, seed, overrides)  # an unknown recipe or key shows here
             plan.append({

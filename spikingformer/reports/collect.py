@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from spikingformer.energy import PRESETS, OperationCounter
 from spikingformer.energy.result import energy_document
 from spikingformer.reproduce.curves import published_curves_for
+from spikingformer.training.machine import processor
 
 from .inputs import OpenedModel, open_model, open_test_part
 from .samples import SampleView, choose_samples, view_samples
@@ -144,16 +144,7 @@ def _run_record(opened: OpenedModel) -> dict[str, Any]:
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """What the report was computed on."""
-    about = {"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())}
+    about = {"system": platform.platform(), "processor": processor(), "cores": str(os.cpu_count())}
     if device.type == "cuda":
         about["GPU"] = torch.cuda.get_device_name(device)
     return about
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

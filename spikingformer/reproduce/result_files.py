@@ -42,6 +42,10 @@ class RunRecord:
     curve_epochs: tuple[int, ...] | None = None
     planned_epochs: int | None = None
 
+    @property
+    def stopped(self) -> bool:
+        return self.planned_epochs is not None
+
 
 @dataclass(frozen=True)
 class RowResult:
@@ -57,11 +61,18 @@ class RowResult:
     def last(self) -> list[float]:
         return [r.last_top1 for r in self.runs]
 
+    def stopped(self) -> int:
+        """How many of the runs were stopped before their end."""
+        return sum(r.stopped for r in self.runs)
+
+    def finished_seeds(self) -> set[int]:
+        return {r.seed for r in self.runs if not r.stopped}
+
     def summary(self) -> dict[str, Any]:
         best, last = mean_interval(self.best()), mean_interval(self.last())
         return {
             "n": len(self.runs),
-            **({"stopped": stopped} if (stopped := sum(r.planned_epochs is not None for r in self.runs)) else {}),
+            **({"stopped": self.stopped()} if self.stopped() else {}),
             "best_top1_mean": best.value,
             "best_top1_std": standard_deviation(self.best()),
             "best_top1_half_width_95": best.half_width,

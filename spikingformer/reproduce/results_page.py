@@ -51,9 +51,7 @@ def _evidence(result: RowResult) -> str:
     torch = " / ".join(sorted({r.machine["versions"]["torch"] for r in result.runs}))
     commits = " / ".join(sorted({_commit(r.machine) for r in result.runs}))
     stopped = "".join(
-        f", seed {r.seed} stopped after {r.epochs} of {r.planned_epochs} epochs"
-        for r in result.runs
-        if r.planned_epochs
+        f", seed {r.seed} stopped after {r.epochs} of {r.planned_epochs} epochs" for r in result.runs if r.stopped
     )
     return f"{hours:.2f} h, {machines}, torch {torch}, {commits}{stopped}"
 

@@ -65,7 +65,7 @@ def run_row(
     """
     check_overrides(overrides)
     known = read_row(results, row.id) or RowResult(row.id, row.recipe)
-    have = {r.seed for r in known.runs if r.planned_epochs is None}
+    have = known.finished_seeds()
     for seed in seeds:
         if seed in have:
             done = row_path(results, row.id)

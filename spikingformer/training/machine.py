@@ -22,13 +22,14 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _processor() -> str:
+def processor(counted: bool = False) -> str:
+    """Its name; `counted`: with the number of logical ones behind it, where the system lists them."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if names:
-            return f"{names[0]} x{len(names)}"
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    if not names:
+        return platform.processor() or platform.machine()
+    return f"{names[0]} x{len(names)}" if counted else names[0]
 
 
 def _gpu() -> str | None:
@@ -48,7 +49,7 @@ def describe_machine() -> dict[str, Any]:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE)) if not told else ""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _processor(),
+        "cpu": processor(counted=True),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": _gpu(),
         "versions": versions(),

@@ -19,13 +19,9 @@ _BETAS = (0.9, 0.95)
 _EPSILON = 1e-7
 
 
-def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[0] > matrix.shape[1]
-
-
-def _turned(matrix: Tensor) -> Tensor:
-    """At least as wide as high, as the iterations want it."""
-    return matrix.mT if _is_tall(matrix) else matrix
+def _is_tall(p: Tensor) -> bool:
+    """Whether the matrix (out, everything else) has more rows than columns; told without making it."""
+    return p.shape[0] ** 2 > p.numel()
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,14 +62,18 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_gradient = [p for p in group["params"] if p.grad is not None]
-            self._update_matrices([p for p in with_gradient if _is_suitable_for_muon(p)], group)
-            self._update_others([p for p in with_gradient if not _is_suitable_for_muon(p)], group)
+            matrices: list[Tensor] = []
+            others: list[Tensor] = []
+            for p in group["params"]:
+                if p.grad is not None:
+                    (matrices if _is_suitable_for_muon(p) else others).append(p)
+            if matrices:
+                self._update_matrices(matrices, group)
+            if others:
+                self._update_others(others, group)
         return loss
 
     def _update_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        if not matrices:
-            return
         for p in matrices:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -81,7 +81,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, [p.grad for p in matrices if p.grad is not None], 1 - group["momentum"])
         like_shaped: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for p, average in zip(matrices, averages, strict=True):
-            wide = _turned(average.flatten(1))
+            matrix = average.flatten(1)
+            wide = matrix.mT if _is_tall(p) else matrix
             like_shaped.setdefault((wide.shape[0], wide.shape[1]), []).append((p, wide))
         coefficients = resolve_ns_coefficients("quintic", _COEFFICIENTS)
         updated, updates = [], []
@@ -90,7 +91,7 @@ class Muon(torch.optim.Optimizer):
             nearest = zeropower_via_newtonschulz(stack, _ITERATIONS, coefficients, _EPSILON).to(stack.dtype)
             for (p, _), update in zip(members, nearest * (group["lr"] * get_lr_scale(torch.Size(shape))), strict=True):
                 updated.append(p)
-                updates.append((update.mT if _is_tall(p.flatten(1)) else update).reshape(p.shape))
+                updates.append((update.mT if _is_tall(p) else update).reshape(p.shape))
         torch._foreach_mul_(updated, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_sub_(updated, updates)
 
@@ -102,8 +103,6 @@ class Muon(torch.optim.Optimizer):
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-        if not others:
-            return
         states = [self.state[p] for p in others]
         adamw(
             others,
