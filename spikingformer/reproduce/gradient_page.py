@@ -112,7 +112,7 @@ def _reading(study: dict[str, Any]) -> list[str]:
 
 def _comparison_section(results: Path) -> str:
     lines = ["## Does it matter for accuracy, and what does it cost?", ""]
-    for name in ("orders-digits", "orders-cifar10"):
+    for name in ("orders-digits", "orders-cifar10", "orders-cifar10-longer"):
         table = own_tables()[name]
         found = comparison_lines(table, results)
         state = found or [

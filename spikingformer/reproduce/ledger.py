@@ -138,6 +138,14 @@ def own_tables() -> dict[str, Table]:
             ("model.name={model}_4_384", "epochs=5"),
             "the CIFAR-10 python files",
         ),
+        _comparison(
+            "orders-cifar10-longer",
+            "The same trained better: Muon, 10 epochs with one time step, then 2 with two; 3 seeds",
+            50000,
+            "recipes/cifar10/spikingformer_cml_small_muon.yaml",
+            ("model.name={model}_4_384", "epochs=12", "schedule.early_epochs=10"),
+            "the CIFAR-10 python files",
+        ),
         Table(
             "steps-first",
             "Fewer time steps first: Spikingformer + CML, width 128, T = 4, CIFAR-10, about the same time",
