@@ -123,17 +123,65 @@ def described_by(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     }
 
 
+def _family_told(names: set[str]) -> tuple[str, str, bool] | None:
+    """The family that bare published names tell, the name that tells it, and whether no other is possible."""
+    if told := next((n for n in sorted(names) if re.match(r"block\.\d+\.mlp\.mlp1_conv\b", n)), None):
+        return "spikingformer", told, True
+    told = next((n for n in sorted(names) if re.match(r"block\.\d+\.mlp\.fc1_(conv|linear)\b", n)), None)
+    if told is None:
+        return None
+    only = next((n for n in sorted(names) if re.match(r"pos_embed$|norm\.|block\.\d+\.attn\.res_lif\b", n)), None)
+    linear = told if "_linear" in told else None
+    return "spikformer", only or linear or told, bool(only or linear)
+
+
+def _pool_told(names: set[str], cifar: bool) -> tuple[str, str] | None:
+    """The order of downsampling that bare published names tell, and the name that tells it.
+
+    `cifar`: the model is one for CIFAR; for ImageNet and event frames, names of Spikingformer tell nothing.
+    """
+    for pattern, pool in (
+        (r"patch_embed\.block0_conv\b", "sps"),  # Spikingformer, CIFAR
+        *([(r"patch_embed\.proj1_conv\b", "cml")] if cifar else []),  # Spikingformer
+        (r"patch_embed\.block1_conv\b", "cml"),  # Spikformer
+        (r"patch_embed\.proj_conv1\b", "sps"),  # Spikformer
+    ):
+        if told := next((n for n in sorted(names) if re.match(pattern, n)), None):
+            return pool, told
+    return None
+
+
+def doubts(weights: Mapping[str, Any], model: SpikingTransformer) -> list[str]:
+    """Why published weights may not be those of `model`, although every one of them would find a place in it.
+
+    The names of published checkpoints tell the family and, for most, the order of downsampling; shapes tell neither.
+    Returns one sentence a doubt; empty where names and model agree, or where the names are this package's own.
+    """
+    names = {bare_name(name) for name in weights}
+    found = []
+    family = _family_told(names)
+    if family and family[0] != model.family():
+        found.append(f"{family[1]} is a name of {family[0]} checkpoints, the model is a {model.family()}")
+    pool = _pool_told(names, cifar=len(model.config.pooled_stages) == 2)
+    if pool and pool[0] != model.config.pool and not found:
+        found.append(f"{pool[1]} is a name of checkpoints with pool={pool[0]!r}, the model has {model.config.pool!r}")
+    return found
+
+
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """A published state dict as one that `model.load_state_dict(..., strict=True)` takes.
 
     Every tensor keeps its values; 1x1 products are reshaped to (out, in, 1, 1). A checkpoint that holds its weights
-    under one of WRAPPERS is unwrapped. Raises ValueError where a key finds no place, a shape differs, or one
-    is missing: it names the keys.
+    under one of WRAPPERS is unwrapped. Raises ValueError where a key finds no place, a shape differs, one is missing,
+    or the names are those of the other family alone: it names the keys. Where names only suggest that, see `doubts`.
     """
     if not isinstance(model, SpikingTransformer):
         raise ValueError(f"expected a model of this package, got {type(model).__name__}")
     state_dict = unwrapped(state_dict)
     family = model.family()
+    told = _family_told({bare_name(name) for name in state_dict})
+    if told and told[2] and told[0] != family:
+        raise ValueError(f"this checkpoint is one of a {told[0]} (it has {told[1]}), the model is a {family}")
     target = model.state_dict()
     converted: dict[str, Tensor] = {}
     problems: list[str] = []

@@ -33,6 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import sys
     from pathlib import Path
     from typing import Any
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from spikingformer.data.cifar import cifar_files
     from spikingformer.models import SpikingTransformer
-    from spikingformer.official import convert_state_dict, described_by, our_name, weights_of
+    from spikingformer.official import convert_state_dict, described_by, doubts, our_name, weights_of
     from spikingformer.training.checkpoint import ModelInfo, create_model, load_weights, save_model, versions
     from spikingformer.training.foreign import read_published
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training went wrong")
     model = create_model(args.model, kwargs)
     converted = convert_state_dict(weights, model)
+    unsure = doubts(weights, model)  # type: ignore[arg-type]
     load_weights(model, converted, source)
     classes = kwargs["num_classes"]
     names = tuple(str(number) for number in range(classes))
@@ -95,9 +97,22 @@ def run(args: argparse.Namespace) -> int:
     save_model(output, converted, info)
     dropped = [name for name in weights if our_name(name, family) is None]
     heads = model.config.num_heads  # type: ignore[union-attr]
+    for doubt in unsure:
+        print(f"warning: {doubt}: is --model {args.model} right?", file=sys.stderr)
     if args.json:
         written = {"file": str(output), "model": args.model, "kwargs": {**kwargs, "num_heads": heads}}
-        print(json.dumps(written | {"tensors": len(converted), "dropped": dropped, "mean": info.mean, "std": info.std}))
+        print(
+            json.dumps(
+                written
+                | {
+                    "tensors": len(converted),
+                    "dropped": dropped,
+                    "mean": info.mean,
+                    "std": info.std,
+                    "warnings": unsure,
+                }
+            )
+        )
         return 0
     print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes, {heads} attention heads")
     print(f"pictures are normalised by mean {info.mean} and deviation {info.std}")

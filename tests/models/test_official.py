@@ -1,11 +1,13 @@
 """Conversion of published checkpoints: names, refusals."""
 
+import re
+
 import pytest
 import timm
 import torch
 
 import spikingformer  # noqa: F401
-from spikingformer.official import WRAPPERS, convert_state_dict, described_by, our_name, weights_of
+from spikingformer.official import WRAPPERS, convert_state_dict, described_by, doubts, our_name, weights_of
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,55 @@ def test_our_own_state_dict_stands(name):
     partial = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     converted = convert_state_dict(partial, model)
     assert all(torch.equal(converted[key], value) for key, value in weights.items())
+
+
+def published(model, renames):
+    """A state dict of `model` under published names."""
+    weights = {}
+    for name, value in model.state_dict().items():
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        weights[name] = value
+    return weights
+
+
+BLOCKS = [(r"^blocks\.(\d+)\.attn\.(q|k|v|proj)\.(conv|bn)", r"block.\1.attn.\2_\3")]
+OLD_STEM = [
+    (r"^stem\.stages\.0\.(\w+)", r"patch_embed.proj_\1"),
+    (r"^stem\.stages\.(\d)\.(\w+)", r"patch_embed.proj_\2\1"),
+]
+FC = [(r"^blocks\.(\d+)\.mlp\.fc(\d)\.(conv|bn)", r"block.\1.mlp.fc\2_\3")]
+SPIKFORMER_IMAGENET = [*BLOCKS, *OLD_STEM, *FC, (r"^stem\.rpe\.(\w+)", r"patch_embed.rpe_\1")]
+MLP = [(r"^blocks\.(\d+)\.mlp\.fc(\d)\.(conv|bn)", r"block.\1.mlp.mlp\2_\3")]
+SPIKINGFORMER_CIFAR = [*BLOCKS, *MLP, (r"^stem\.stages\.(\d)\.(\w+)", r"patch_embed.block\1_\2"),
+                       (r"^stem\.last\.(\w+)", r"patch_embed.block4_\1")]  # fmt: skip
+
+
+def small(name, **kwargs):
+    return timm.create_model(name, embed_dim=32, depth=1, num_heads=4, num_classes=10, **kwargs)
+
+
+def test_names_of_the_other_family_are_told():
+    weights = published(small("spikformer_8_384"), SPIKFORMER_IMAGENET)
+    right, other = small("spikformer_8_384"), small("spikingformer_8_384")
+    assert doubts(weights, right) == []
+    convert_state_dict(weights, right)
+    (doubt,) = doubts(weights, other)  # an earlier Spikingformer had the same names: no refusal
+    assert doubt == "block.0.mlp.fc1_conv.bias is a name of spikformer checkpoints, the model is a spikingformer"
+    weights["pos_embed"] = torch.zeros(1)  # only Spikformer for event frames has it
+    with pytest.raises(ValueError, match=r"one of a spikformer \(it has pos_embed\), the model is a spikingformer"):
+        convert_state_dict(weights, other)
+
+
+def test_names_of_the_other_downsampling_are_told():
+    weights = published(small("spikingformer_4_384"), SPIKINGFORMER_CIFAR)
+    assert doubts(weights, small("spikingformer_4_384")) == []
+    (doubt,) = doubts(weights, small("spikingformer_cml_4_384"))
+    assert doubt == ("patch_embed.block0_conv.weight is a name of checkpoints with pool='sps', the model has 'cml'")
+    weights = published(small("spikformer_8_384"), SPIKFORMER_IMAGENET)
+    assert "pool='sps', the model has 'cml'" in doubts(weights, small("spikformer_cml_8_384"))[0]
+
+
+def test_our_own_names_leave_no_doubt():
+    model = small("spikingformer_cml_4_384")
+    assert doubts(model.state_dict(), small("spikingformer_4_384")) == []
