@@ -61,19 +61,23 @@ class PictureFiles:
         numbered_by: str = "training part",
     ) -> None:
         """
+        A picture's class is the folder that holds it, however deep that lies (timm's rule). Hidden files are left out.
+
         Args:
             root: a folder with one folder a class.
             class_to_index: the numbering to use; None: `number_classes` of what is there.
             numbered_by: whose numbering that is, for messages.
 
         Raises:
-            ValueError: missing, empty, or classes that the numbering lacks.
+            ValueError: missing, empty, a folder found by two paths, or classes that the numbering lacks.
         """
         from timm.data.readers.reader_image_folder import find_images_and_targets
 
         self.root = root
         self.channels = channels
         samples, found = find_images_and_targets(str(root), types=PICTURE_SUFFIXES, sort=False)
+        samples = [(path, label) for path, label in samples if not is_hidden(path)]
+        _refuse_loops(root, {os.path.dirname(path) for path, _ in samples})
         if not samples:
             raise ValueError(
                 f"{root}: no pictures found ({', '.join(PICTURE_SUFFIXES)}). Expected {root}/CLASS/PICTURE.jpg"
@@ -107,10 +111,24 @@ class PictureFiles:
         return suffixes_left_out(names)
 
 
+def _refuse_loops(root: Path, folders: set[str]) -> None:
+    """Raises ValueError where symbolic links lead to the same folder twice: its pictures would be counted twice."""
+    seen: dict[str, str] = {}
+    for folder in sorted(folders, key=len):
+        first = seen.setdefault(os.path.realpath(folder), folder)
+        if first != folder:
+            raise ValueError(f"{root}: {first} and {folder} are the same folder: remove the symbolic link between them")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file's name starts with a dot, as those that macOS leaves beside the real ones."""
+    return name.rpartition("/")[2].startswith(".")
+
+
 def suffixes_left_out(names: Iterable[str]) -> Counter[str]:
     """How many names have each suffix that is no picture's."""
-    suffixes = (os.path.splitext(name)[1].lower() or "no suffix" for name in names)
-    return Counter(suffix for suffix in suffixes if suffix not in PICTURE_SUFFIXES)
+    kinds = ("hidden" if is_hidden(n) else os.path.splitext(n)[1].lower() or "no suffix" for n in names)
+    return Counter(kind for kind in kinds if kind not in PICTURE_SUFFIXES)
 
 
 def part_root(root: Path, part: str, archive: bool) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
-from spikingformer.data.folder import PICTURE_SUFFIXES, UnreadablePicture, decode_picture, suffixes_left_out
+from spikingformer.data.folder import PICTURE_SUFFIXES, UnreadablePicture, decode_picture, is_hidden, suffixes_left_out
 
 _LABEL = ".cls"
 _MAX_PICTURE_BYTES = 64 << 20
@@ -175,7 +175,8 @@ class TarPictures:
         try:
             for member in sorted((member for _, member in _members(path)), key=lambda entry: timm_order(entry.name)):
                 parts = Path(member.name).parts
-                if len(parts) > 1 and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                picture = Path(member.name).suffix.lower() in PICTURE_SUFFIXES and not is_hidden(member.name)
+                if len(parts) > 1 and picture:
                     self.names.append(member.name)
                     places.append((member.offset_data, min(member.size, _MAX_PICTURE_BYTES)))
                     classes.append(parts[-2])

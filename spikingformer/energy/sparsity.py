@@ -55,6 +55,8 @@ class SparsityTerm:
     def value(self) -> Tensor:
         """The term of the forward pass just made; forgets it."""
         if not self._means:
-            raise RuntimeError("no forward pass was seen: call the model inside the context, before value()")
+            raise RuntimeError(
+                "no forward pass with gradients was seen: call the model in the context, gradients on, before value()"
+            )
         total, self._means = torch.stack(self._means).sum(), []
         return total

@@ -72,6 +72,25 @@ def test_folder_and_tar_hold_the_same(tmp_path):
         assert np.array_equal(np.asarray(one.samples[4][0]), np.asarray(other.samples[4][0]))
 
 
+def test_hidden_files_are_no_pictures(tmp_path):
+    root = write_folder(tmp_path / "folder")
+    (root / "train" / "cat" / "._0.jpg").write_bytes(b"macOS")
+    files = PictureFiles(root / "train", 3)
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        archive.add(root / "train", ".")
+    packed = TarPictures(tmp_path / "train.tar", 3)
+    for found in (files, packed):
+        assert len(found) == 6
+        assert found.left_out() == {"hidden": 1}
+
+
+def test_the_same_folder_found_twice_is_refused(tmp_path):
+    root = write_folder(tmp_path / "folder")
+    (root / "train" / "cat" / "loop").symlink_to("../..", target_is_directory=True)
+    with pytest.raises(ValueError, match="are the same folder: remove the symbolic link"):
+        PictureFiles(root / "train", 3)
+
+
 def test_classes_are_numbered_by_the_training_part(tmp_path):
     write_folder(tmp_path, train=("ant", "cat", "dog"), test=("dog",))
     assert load_parts(settings(tmp_path), 0).test.labels.tolist() == [2, 2, 2]
