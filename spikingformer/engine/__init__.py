@@ -10,11 +10,11 @@ from .runner import FORMS, Engine
 __all__ = ["FORMS", "Engine", "Program", "build_program", "whole_model"]
 
 
-def whole_model(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What `spikingformer.models.whole` runs: input to logits after each step, in float32.
+def whole_model(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
+    """What `spikingformer.models.whole` runs: input to logits after each step, float32; None while it is in use.
 
     Raises ValueError for a model that the engine cannot run.
     """
     engine = Engine(model)
     engine.drop_weights()
-    return engine.forward_steps
+    return engine.forward_steps_if_free

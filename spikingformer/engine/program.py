@@ -78,9 +78,8 @@ def folded(layer: ConvBN | ConvBNLIF) -> tuple[Tensor, Tensor]:
     assert layer.bn.running_mean is not None
     assert layer.bn.running_var is not None
     factor = layer.bn.weight.detach().double() / (layer.bn.running_var.double() + layer.bn.eps).sqrt()
-    return weight * factor[:, None, None, None], (
-        bias - layer.bn.running_mean.double()
-    ) * factor + layer.bn.bias.double()
+    shift = layer.bn.bias.detach().double()
+    return weight * factor[:, None, None, None], (bias - layer.bn.running_mean.double()) * factor + shift
 
 
 def _product(name: str, layer: ConvBN | ConvBNLIF, source: str, into: str = "current") -> Product:

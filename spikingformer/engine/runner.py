@@ -1,6 +1,7 @@
 """Runs a program on the compiled kernels, all spikes as bits: in float32, or with int8 weights."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,6 +120,9 @@ class Engine:
     (int8 weights, fixed-point neurons; equal to `int8_reference.run` bit for bit). Called like the model: pictures
     (B, C, H, W) or event frames (B, T, C, H, W) to logits (B, num_classes), float32. No gradients.
 
+    Threads may share an engine: its buffers serve one call at a time, so calls take turns. A copy (`copy.deepcopy`,
+    pickle) has buffers of its own and runs beside the original.
+
     Raises ValueError for a model not of this package, a Spikformer of more than 126 blocks (counts are bytes), neurons
     or an attention scale that the int8 form does not have, and where the C++ kernels are missing.
     """
@@ -155,10 +159,17 @@ class Engine:
         self._odd = False  # which of two buffers took the last spikes
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
         self._made: _Plan | None = None  # under way
+        self._lock = threading.Lock()  # held by the call that uses the buffers: the kernels run without Python's lock
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has buffers of its own, and calls that point into them."""
-        return {**self.__dict__, "_buffers": {}, "_plans": {}, "_made": None}
+        """A copy has buffers of its own, calls that point into them, and its own lock."""
+        state = {**self.__dict__, "_buffers": {}, "_plans": {}, "_made": None}
+        del state["_lock"]  # cannot be copied
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
@@ -205,9 +216,22 @@ class Engine:
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward_steps(x)[-1]
 
-    @torch.no_grad()
     def forward_steps(self, x: Tensor) -> Tensor:
-        """Logits after each time step, (T, B, num_classes), float32."""
+        """Logits after each time step, (T, B, num_classes), float32. Waits while another thread's call is running."""
+        with self._lock:
+            return self._forward_steps(x)
+
+    def forward_steps_if_free(self, x: Tensor) -> Tensor | None:
+        """`forward_steps`, or None at once while another thread's call is running."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._forward_steps(x)
+        finally:
+            self._lock.release()
+
+    @torch.no_grad()
+    def _forward_steps(self, x: Tensor) -> Tensor:
         c = self.program.config
         if x.ndim not in (4, 5) or x.shape[-3] != c.in_chans:
             raise ValueError(

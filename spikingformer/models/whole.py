@@ -3,10 +3,9 @@
 The piece itself stands above the models (`spikingformer.engine`) and is handed in by `provide`.
 """
 
-import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType, MethodType
 
@@ -18,7 +17,8 @@ from spikingformer.native.library import current_isa
 from spikingformer.native.product_op import fingerprint, is_plain_layout
 from spikingformer.neurons import LIFConfig, choose_backend
 
-Runner = Callable[[Tensor], Tensor]  # input to logits after each step, (T, B, num_classes)
+# Input to logits after each step (T, B, num_classes), or None while another thread's call is running
+Runner = Callable[[Tensor], Tensor | None]
 _PLAIN_SOURCES = ("torch.nn.modules.", "spikingformer.")
 _FUNCTIONS = frozenset((FunctionType, MethodType))  # an attribute of such a kind replaces a method
 _SETTINGS = frozenset((bool, int, float, str, tuple, LIFConfig)) | _FUNCTIONS
@@ -26,11 +26,10 @@ _SETTINGS = frozenset((bool, int, float, str, tuple, LIFConfig)) | _FUNCTIONS
 
 @dataclass
 class _Ready:
-    """One model's piece. Its buffers serve one call at a time."""
+    """One model's piece."""
 
     state: tuple
     run: Runner | None  # None: the modules have to be called one by one
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 _make: Callable[[nn.Module], Runner] | None = None
@@ -146,11 +145,4 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         except ValueError:
             run = None
         ready = _ready[model] = _Ready(state, run)
-    if ready.run is None:
-        return None
-    if not ready.lock.acquire(blocking=False):
-        return None  # another thread is in it
-    try:
-        return ready.run(x)
-    finally:
-        ready.lock.release()
+    return None if ready.run is None else ready.run(x)

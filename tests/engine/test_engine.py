@@ -1,6 +1,8 @@
 """The engine against the model (float32) and against its integer definition (int8, bit for bit), on every path."""
 
+import copy
 import pickle
+import threading
 from dataclasses import replace
 
 import pytest
@@ -156,12 +158,46 @@ def test_refusals():
             engine(x)
 
 
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("form", ["float32", "int8"])
-def test_a_copy_of_a_used_engine_has_memory_of_its_own(form):
+def test_a_copy_of_a_used_engine_has_memory_of_its_own(form, duplicate):
     model, x = small()
     engine = Engine(model, form)
     first = [engine(x) for _ in range(3)][-1]
-    other = pickle.loads(pickle.dumps(engine))
+    other = duplicate(engine)
     assert all(torch.equal(other(x), first) for _ in range(3))
     other(-x)
     assert torch.equal(engine(x), first)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_threads_that_share_an_engine_get_their_own_logits(form):
+    model, x = small()
+    engine = Engine(model, form)
+    inputs = [x, -x]
+    want = [engine(part) for part in inputs]
+    assert not torch.equal(*want)
+    got: list[list[torch.Tensor]] = [[], []]
+    start = threading.Barrier(2)
+
+    def work(i: int) -> None:
+        start.wait()
+        got[i] += [engine(inputs[i]) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [sum(torch.equal(y, want[i]) for y in got[i]) for i in range(2)] == [20, 20]
+
+
+def test_a_failed_call_leaves_the_engine_free():
+    model, x = small()
+    engine = Engine(model)
+    want = engine(x)
+    with pytest.raises(ValueError, match="expected pictures"):
+        engine(x[:, :2])
+    assert torch.equal(engine(x), want)
