@@ -24,7 +24,7 @@ from .fixed_point import (
     quantize_product,
     quantize_scale,
 )
-from .int8_reference import logits_of
+from .int8_reference import HIGHEST, logits_of
 from .program import AddBits, Attention, Fire, Product, Program, Step, build_program
 
 FORMS = ("float32", "int8")
@@ -109,6 +109,13 @@ class _Plan:
     tokens: int
 
 
+def _saturates_unseen(step: Attention) -> bool:
+    """Whether counts q (k^T v) may stop at HIGHEST: any that large fires the neuron, and a hard reset forgets it."""
+    n = step.lif
+    largest = HIGHEST * step.scale / (n.tau if n.decay_input else 1)
+    return n.v_reset is not None and largest > 2 * (n.v_threshold - n.v_reset)  # twice: rounding decides nothing
+
+
 def _words(channels: int) -> int:
     return (channels + 63) // 64
 
@@ -155,6 +162,11 @@ class Engine:
                     quantize_neuron(step.lif)
                 if isinstance(step, Attention):
                     quantize_scale(step.scale)
+        # The widest head in which no count may saturate, 0 where all may: the int8 form is defined to saturate.
+        exact = (
+            s for s in self.program.steps if isinstance(s, Attention) and not self.integer and not _saturates_unseen(s)
+        )
+        self._exact_head_width = max((self.program.config.embed_dim // s.heads for s in exact), default=0)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._odd = False  # which of two buffers took the last spikes
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
@@ -239,6 +251,13 @@ class Engine:
                 f"{tuple(x.shape)}"
             )
         c.check_size(x.shape[-2], x.shape[-1])
+        tokens = x.shape[-2] * x.shape[-1] // c.patch_size**2
+        if tokens * self._exact_head_width > HIGHEST:
+            raise ValueError(
+                f"with this attention scale and neuron, the float32 engine takes spike counts up to {HIGHEST} in "
+                f"attention, got an input of {tokens} tokens and heads of width {self._exact_head_width}: give smaller "
+                "pictures, or call the model itself"
+            )
         if current_isa() != self._isa:
             raise RuntimeError(f"this engine was packed for {self._isa}, in use is {current_isa()}: make a new one")
         steps = c.time_steps if x.ndim == 4 else x.shape[1]

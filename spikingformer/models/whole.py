@@ -37,7 +37,7 @@ _ready: weakref.WeakKeyDictionary[nn.Module, _Ready] = weakref.WeakKeyDictionary
 
 
 def provide(make: Callable[[nn.Module], Runner]) -> None:
-    """Sets what makes a model's piece. It may raise ValueError for a model that it cannot serve."""
+    """Sets what makes a model's piece. Both may raise ValueError for what they cannot serve: a model, an input."""
     global _make
     _make = make
 
@@ -145,4 +145,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         except ValueError:
             run = None
         ready = _ready[model] = _Ready(state, run)
-    return None if ready.run is None else ready.run(x)
+    try:
+        return None if ready.run is None else ready.run(x)
+    except ValueError:
+        return None  # too many tokens, for one

@@ -11,7 +11,7 @@ from torch import nn
 
 from spikingformer.engine import Engine, build_program, int8_reference
 from spikingformer.engine.fixed_point import quantize_neuron, quantize_product
-from spikingformer.engine.program import AddBits, Product
+from spikingformer.engine.program import AddBits, Attention, Product, Program
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
 from spikingformer.neurons import LIFConfig
@@ -95,6 +95,48 @@ def test_counts_of_spikes_that_all_fire_on_weights_of_one_sign(isa, form, depth)
     with torch.no_grad():
         want = model.double().forward_steps(x.double())
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * want.abs().max().item())
+
+
+def all_firing(**kwargs) -> nn.Module:
+    """One narrow block on single pixels, in which every neuron fires: attention counts as many tokens as pixels."""
+    model, _ = small(embed_dim=8, num_heads=1, depth=1, pooled_stages=(), time_steps=1, img_size=8, **kwargs)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.bias.data.fill_(5.0)
+    return model
+
+
+MORE_TOKENS_THAN_INT16 = (1, 3, 182, 182)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+@pytest.mark.parametrize("isa", available_isas())
+def test_attention_over_more_tokens_than_int16_counts(isa, form):
+    model, x = all_firing(), torch.randn(MORE_TOKENS_THAN_INT16)
+    program = build_program(model)
+    with use_isa(isa):
+        got = Engine(program, form).forward_steps(x)
+    if form == "int8":
+        assert torch.equal(got, int8_reference.run(program, x).float())
+    with torch.no_grad():
+        want = model.double().forward_steps(x.double())
+    atol = 2e-5 if form == "float32" else 2e-2  # int8: the currents' rounding
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=atol * want.abs().max().item())
+
+
+def test_counts_whose_saturation_would_show_are_refused():
+    """Counts stop at 2^15 - 1, which a neuron does not see where such a count fires it and resets it fully."""
+    x = torch.randn(MORE_TOKENS_THAN_INT16)
+    for program in (build_program(all_firing(attention_scale=1e-5)), soft_reset(build_program(all_firing()))):
+        engine = Engine(program)
+        assert engine(x[..., :32, :32]).shape == (1, 7)
+        with pytest.raises(ValueError, match="counts up to 32767 .* 33124 tokens and heads of width 8"):
+            engine(x)
+
+
+def soft_reset(program: Program) -> Program:
+    steps = (replace(s, lif=replace(s.lif, v_reset=None)) if isinstance(s, Attention) else s for s in program.steps)
+    return replace(program, steps=tuple(steps))
 
 
 def test_counts_beyond_a_byte_are_refused():

@@ -110,6 +110,20 @@ def test_serves_sizes_batches_and_layouts_as_they_come(served):
             assert_same_logits(got, one_by_one(model.forward, part))
 
 
+@pytest.mark.parametrize(("scale", "in_one_piece"), [(0.125, True), (1e-5, False)])
+def test_attention_over_more_tokens_than_int16_counts(scale, in_one_piece, served):
+    kwargs = {"embed_dim": 8, "num_heads": 1, "depth": 1, "pooled_stages": (), "time_steps": 1, "img_size": 8}
+    model, _ = small(attention_scale=scale, **kwargs)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.bias.data.fill_(5.0)  # every neuron fires: attention counts as many tokens as pixels
+    x = torch.randn(1, 3, 182, 182)
+    with torch.no_grad():
+        got = model(x)
+    assert served[-1] == in_one_piece
+    assert_same_logits(got, one_by_one(model.forward, x))
+
+
 def test_a_model_with_gradients_is_called_module_by_module(served):
     model, x = small(batch=2)
     model(x).sum().backward()

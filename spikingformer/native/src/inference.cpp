@@ -250,7 +250,8 @@ void attention(const N& neuron, const uint64_t* qkv, long steps, long images, lo
             for (long k0 = 0; k0 < d; k0 += 64) {
               uint64_t k = cut(row, channels + head * d + k0, minimum(64, d - k0));
               while (k) {
-                kv[(k0 + __builtin_ctzll(k)) * vectors + j] += value;
+                Short& count = kv[(k0 + __builtin_ctzll(k)) * vectors + j];
+                count = add_saturated(count, value);
                 k &= k - 1;
               }
             }
