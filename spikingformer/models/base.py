@@ -246,9 +246,16 @@ class SpikingTransformer(nn.Module):
         n = len(self.blocks)
         if indices is None:
             return list(range(n))
-        chosen = range(n - indices, n) if isinstance(indices, int) else indices
-        if any(not -n <= i < n for i in chosen):
-            raise ValueError(f"the model has {n} blocks, so indices must lie in [-{n}, {n}); got {indices}")
+        chosen: Sequence[int] = ()
+        if not isinstance(indices, int):
+            chosen = indices
+        elif 1 <= indices <= n:
+            chosen = range(n - indices, n)
+        if len(chosen) == 0 or not all(-n <= i < n for i in chosen):
+            raise ValueError(
+                f"the model has {n} blocks: give a number of last ones from 1 to {n}, or a sequence of indices from "
+                f"-{n} to {n - 1}; got {indices}"
+            )
         return [i % n for i in chosen]
 
     def forward_intermediates(
@@ -262,7 +269,8 @@ class SpikingTransformer(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """timm's feature extraction: the outputs of chosen blocks, (B, C, H, W) each, averaged over time.
 
-        `indices`: which blocks (an int: that many last ones; None: all). There is no final norm to apply.
+        `indices`: which blocks (an int: that many last ones; None: all), given in the model's order. There is no final
+        norm to apply. Raises ValueError for a block that the model does not have, and for none at all.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"only output_fmt='NCHW' is there, got {output_fmt!r}")
@@ -274,14 +282,17 @@ class SpikingTransformer(nn.Module):
             y = block(y, None)
             if i in wanted:
                 out.append(y.mean(0))
-            if stop_early and i >= max(wanted, default=0):
+            if stop_early and i >= max(wanted):
                 break
         return out if intermediates_only else (y, out)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the blocks behind the last one wanted, and the head (timm's feature wrapper calls this)."""
+        """Drops the blocks behind the last one wanted, and the head (timm's feature wrapper calls this).
+
+        Raises ValueError as `forward_intermediates` does.
+        """
         wanted = self._block_indices(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
         if prune_head:

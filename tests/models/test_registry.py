@@ -177,6 +177,39 @@ def test_timm_manners(name):
     assert extractor.feature_info.channels() == [32, 32]
 
 
+IMPOSSIBLE_INDICES = [5, 0, -1, (4,), (0, -5), ()]
+
+
+@pytest.mark.parametrize("indices", IMPOSSIBLE_INDICES, ids=str)
+def test_impossible_feature_indices_are_refused(indices):
+    model = small("spikingformer_4_384", depth=4).eval()
+    message = "has 4 blocks: .* from 1 to 4, .* from -4 to 3; got "
+    with pytest.raises(ValueError, match=message):
+        model.forward_intermediates(example(model), indices=indices)
+    with pytest.raises(ValueError, match=message):
+        model.prune_intermediate_layers(indices)
+    assert len(model.blocks) == 4
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("spikingformer_4_384", depth=4, features_only=True, out_indices=indices)
+
+
+@pytest.mark.parametrize(
+    ("indices", "blocks"),
+    [(None, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (1, [3]), ((-1, 0), [0, 3]), ([-4, 2], [0, 2])],
+    ids=str,
+)
+def test_features_are_the_chosen_blocks_outputs(indices, blocks):
+    model = small("spikingformer_4_384", depth=4).eval()
+    x = example(model)
+    outputs = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, out: outputs.append(out.mean(0)))
+    with torch.no_grad():
+        maps = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+    assert len(maps) == len(blocks)
+    assert all(torch.equal(got, outputs[i]) for got, i in zip(maps, blocks, strict=True))
+
+
 def test_drop_path_drops_whole_samples_and_only_in_training():
     model = small("spikingformer_cml_4_384", drop_path_rate=0.5, depth=3)
     rates = [b.drop_path.rate for b in model.blocks]
