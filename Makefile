@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo-run
+KERNELS := spikingformer/native/libspikingformer_native.so
 
 .PHONY: demo test setup clean
 .DEFAULT_GOAL := demo
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(KERNELS)
 
 # The marker is written last: an interrupted set-up is never taken for whole.
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	test -f spikingformer/native/libspikingformer_native.so || $(BIN)/python -m spikingformer.native.build || true
 	touch $@
+
+# Installing builds them too. Without a compiler the plain forms serve, but a stale library never does.
+$(KERNELS): $(wildcard spikingformer/native/src/*) spikingformer/native/build.py | $(VENV)/.ready
+	$(BIN)/python -m spikingformer.native.build || test ! -e $@
 
 demo: setup
 	rm -rf $(DEMO)
@@ -32,4 +36,4 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
-	rm -rf build dist *.egg-info spikingformer/native/*.so
+	rm -rf build dist *.egg-info $(KERNELS) spikingformer/native/build.json

@@ -4,6 +4,7 @@ Every kernel file is compiled once per instruction set; the loader picks one at 
 library, because `setup.py` runs it before the package's dependencies are there.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -48,6 +49,21 @@ def instruction_sets(machine: str | None = None) -> dict[str, list[str]]:
     return {"neon": []} if machine in ("aarch64", "arm64") else {"portable": []}
 
 
+def source_digest(source_dir: Path = PACKAGE_DIR / "src") -> str:
+    """SHA-256 of what a library is built from: the kernels' sources, and this file with the compiler's flags."""
+    digest = hashlib.sha256()
+    for path in (*sorted(p for p in source_dir.iterdir() if p.suffix in (".cpp", ".h")), Path(__file__)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def is_current(output_dir: Path = PACKAGE_DIR, source_dir: Path = PACKAGE_DIR / "src") -> bool:
+    """Whether the library in `output_dir` was built from the sources as they are now."""
+    record = output_dir / RECORD_NAME
+    built = (output_dir / LIBRARY_NAME).exists() and record.exists()
+    return built and json.loads(record.read_text()).get("sources") == source_digest(source_dir)
+
+
 def find_compiler() -> str:
     """The C++ compiler: $CXX, else c++, g++ or clang++. Raises BuildError where there is none."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
@@ -76,6 +92,7 @@ def build(output_dir: Path = PACKAGE_DIR, source_dir: Path = PACKAGE_DIR / "src"
     """Compiles the kernels into `output_dir` and returns the library's path. Raises BuildError."""
     compiler = find_compiler()
     sets = instruction_sets()
+    sources = source_digest(source_dir)  # before they are read: a change from here on makes the library stale
     with tempfile.TemporaryDirectory(prefix="spikingformer_build_") as name:
         folder = Path(name)
         openmp = _openmp_flags(compiler, folder)
@@ -100,7 +117,12 @@ def build(output_dir: Path = PACKAGE_DIR, source_dir: Path = PACKAGE_DIR / "src"
         shutil.copy2(linked, staged)
         os.replace(staged, target)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
-    record = {"compiler": version[0] if version else compiler, "isas": list(sets), "openmp": bool(openmp)}
+    record = {
+        "compiler": version[0] if version else compiler,
+        "isas": list(sets),
+        "openmp": bool(openmp),
+        "sources": sources,
+    }
     (output_dir / RECORD_NAME).write_text(json.dumps(record) + "\n")
     return target
 
