@@ -122,6 +122,6 @@ def fire(
     """BatchNorm, pool and neuron over a product's output y (T, B, C, H, W) in one pass: spikes."""
     mean, rstd = _statistics(y, bn, ops, repeats)
     spikes: Tensor = ops.bn_pool_lif(
-        y, mean, rstd, bn.weight, bn.bias, config, pool, batch_statistics=bn.training, repeats=repeats
+        y, mean, rstd, bn.weight, bn.bias, config, pool=pool, batch_statistics=bn.training, repeats=repeats
     )[0]
     return spikes

@@ -125,13 +125,14 @@ class _Walk:
             mean, rstd = running[0].clone().float(), (running[1].float() + norms[0].eps).rsqrt()
         fused: Any = self.ops.bn_pool_lif
         spikes, current = fused(
-            y, mean, rstd, gain, offset, config, pool, residual, spike_residual, scale, training, want_current, repeats
-        )
+            y, mean, rstd, gain, offset, config, pool=pool, residual=residual, spike_residual=spike_residual,
+            scale=scale, batch_statistics=training, want_current=want_current, repeats=repeats,
+        )  # fmt: skip
         if self.recompute and spike_residual is None:  # with it, the whole stream would be computed again
             y, mean, rstd, gain, offset = (x.detach() for x in (y, mean, rstd, gain, offset))
             kept = None if residual is None else residual.detach()
             again = partial(
-                fused, y, mean, rstd, gain, offset, config, pool, residual=kept, scale=scale, repeats=repeats
+                fused, y, mean, rstd, gain, offset, config, pool=pool, residual=kept, scale=scale, repeats=repeats
             )
             self._latest = Recomputable(spikes, lambda: again()[0])
         return spikes, current

@@ -163,6 +163,7 @@ def bn_pool_lif(
     weight: Tensor,
     bias: Tensor,
     config: NeuronConfig,
+    *,
     pool: str | None = None,
     residual: Tensor | None = None,
     spike_residual: Tensor | None = None,

@@ -28,7 +28,7 @@ def stage(y):
     c = y.shape[2]
     weight = torch.linspace(0.5, 2.0, c).requires_grad_()
     mean, rstd = ops.bn_statistics(y)
-    return ops.bn_pool_lif(y, mean, rstd, weight, torch.zeros(c), LIFConfig(), "cml", batch_statistics=True)[0]
+    return ops.bn_pool_lif(y, mean, rstd, weight, torch.zeros(c), LIFConfig(), pool="cml", batch_statistics=True)[0]
 
 
 def norm(y):

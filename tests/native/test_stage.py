@@ -1,5 +1,7 @@
 """The fused stage (BatchNorm, residual, pool, LIF) against the same composed of torch's own ops."""
 
+from inspect import signature
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,8 +52,8 @@ def fused_stage(y, weight, bias, config, pool, residual, training, repeats, runn
     else:
         rstd = (var + 1e-5).rsqrt()
     return bn_pool_lif(
-        y, mean, rstd, weight, bias, config, pool, residual, batch_statistics=training, want_current=want_current,
-        repeats=repeats,
+        y, mean, rstd, weight, bias, config, pool=pool, residual=residual, batch_statistics=training,
+        want_current=want_current, repeats=repeats,
     )  # fmt: skip
 
 
@@ -182,6 +184,21 @@ def test_empty_batch():
     one = torch.ones(4)
     s, _ = bn_pool_lif(torch.zeros(2, 0, 4, 6, 6), one, one, one, one, LIFConfig(), pool="cml")
     assert s.shape == (2, 0, 4, 3, 3)
+
+
+def test_options_have_names_that_both_forms_share():
+    """Their orders differ (the Triton form has a scale), so that a position could mean another option."""
+    one = torch.ones(4)
+    with pytest.raises(TypeError, match="positional"):
+        bn_pool_lif(torch.zeros(2, 1, 4, 3, 3), one, one, one, one, LIFConfig(), "cml")
+    pytest.importorskip("triton")
+    from spikingformer.neurons.triton.ops import bn_pool_lif as on_gpu
+
+    native_options, gpu_options = (
+        {p.name: p.default for p in signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for f in (bn_pool_lif, on_gpu)
+    )
+    assert gpu_options == native_options | {"scale": None}
 
 
 @pytest.mark.parametrize(

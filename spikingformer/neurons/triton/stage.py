@@ -308,6 +308,7 @@ def bn_pool_lif(
     weight: Tensor,
     bias: Tensor,
     config: LIFConfig,
+    *,
     pool: str | None = None,
     residual: Tensor | None = None,
     spike_residual: Tensor | None = None,

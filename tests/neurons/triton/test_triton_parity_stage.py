@@ -83,10 +83,11 @@ def check(
         weight32,
         bias32,
         config,
-        pool,
-        *extra32,
-        cast(scale, torch.float32),
-        training,
+        pool=pool,
+        residual=extra32[0],
+        spike_residual=extra32[1],
+        scale=cast(scale, torch.float32),
+        batch_statistics=training,
         want_current=residual,
         repeats=repeats,
     )
@@ -187,7 +188,7 @@ def test_ties_go_to_the_first_in_reading_order(device, pool):
     y = torch.randint(-1, 3, (2, 2, 4, 6, 7)).float().to(device).requires_grad_()
     zeros, ones = torch.zeros(4, device=device), torch.ones(4, device=device)
     config = LIFConfig()
-    s, _ = bn_pool_lif(y, zeros, ones, ones, zeros, config, pool)
+    s, _ = bn_pool_lif(y, zeros, ones, ones, zeros, config, pool=pool)
     other = y.detach().cpu().requires_grad_()
     z = pool_2d(other) if pool == "cml" else other
     expected, _ = lif_reference(z, config)
