@@ -138,7 +138,8 @@ def model_info(recipe: Recipe, inputs: Inputs, metrics: dict[str, float], epoch:
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser of that name; biases and one-dimensional weights have no decay.
+    """timm's optimiser of that name. Biases, one-dimensional weights and what the model's `no_weight_decay()` names
+    have no decay.
 
     Raises:
         ValueError: timm knows no optimiser of that name.
@@ -157,7 +158,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if settings.name == "muon":  # timm's goes through its matrices one by one
         from spikingformer.training.muon import Muon
 
-        groups = param_groups_weight_decay(model, settings.weight_decay)
+        excluded: set[str] = getattr(model, "no_weight_decay", set)()
+        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=excluded)
         return Muon(groups, settings.learning_rate, settings.weight_decay, settings.momentum)
     return create_optimizer_v2(
         model,

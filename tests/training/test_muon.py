@@ -5,7 +5,8 @@ import torch
 from timm.optim import Muon as TimmMuon
 
 from spikingformer.training.muon import Muon
-from tests.training.helpers import allow_capturable_on_cpu
+from spikingformer.training.setup import build_optimizer
+from tests.training.helpers import allow_capturable_on_cpu, tiny_recipe
 
 
 def parameters(shapes, seed=0):
@@ -77,3 +78,25 @@ def test_a_rate_may_be_a_tensor(monkeypatch):
     drive(one, ps)
     for a, b in zip(ps, stepped(Muon), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Positioned(torch.nn.Module):
+    """A model that names a matrix which must not decay, as timm's vision transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.pos_embed = torch.nn.Parameter(torch.zeros(8, 8))
+        self.head = torch.nn.Linear(8, 8)
+
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
+
+def test_leaves_undecayed_what_every_other_optimiser_does():
+    decayed = []
+    for name in ("adamw", "muon"):
+        model = Positioned()
+        names = {p: n for n, p in model.named_parameters()}
+        optimizer = build_optimizer(tiny_recipe(optimizer__name=name), model)
+        decayed.append({names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]})
+    assert decayed[0] == decayed[1] == {"pos_embed": 0.0, "head.weight": 0.05, "head.bias": 0.0}
