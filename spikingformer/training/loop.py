@@ -208,11 +208,18 @@ class Trainer:
         return total
 
     def _loss_that_fits(self, step: Step) -> torch.Tensor:
-        """`_loss` of the step under way; OutOfMemory, which says what would fit, where the device does not hold it."""
+        """`_loss` of the step under way. Raises OutOfMemory, which says what would fit, if memory does not hold it."""
         try:
             return self._loss(step, self.progress.epoch, self.progress.step)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(self, step, error) from None
+            reason = str(error).partition("\n")[0]
+        raise out_of_memory(self, step, reason)
+
+    def drop_graphs(self) -> bool:
+        """Frees what CUDA graphs hold, for good; whether there were any."""
+        had = self._graph is not None or (self._device_update is not None and self.recipe.cuda_graph)
+        self._graph = self._device_update = None
+        return had
 
     def _one_part(self, inputs: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
         """Forward and backward of one part; returns its loss: the sum over its samples times `weight`."""

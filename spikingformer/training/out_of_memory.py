@@ -10,10 +10,11 @@ from torch import nn
 if TYPE_CHECKING:
     from spikingformer.data.loading import Step
     from spikingformer.training.loop import Trainer
+    from spikingformer.training.recipe import Recipe
 
 
 class OutOfMemory(ValueError):
-    """The device's memory does not hold one part of a step."""
+    """The device's memory does not hold a micro-batch: one part of a step."""
 
 
 def largest_fitting(model: nn.Module, inputs: torch.Tensor, autocast: object) -> int:
@@ -38,35 +39,58 @@ def largest_fitting(model: nn.Module, inputs: torch.Tensor, autocast: object) ->
     return 0
 
 
-def out_of_memory(trainer: Trainer, step: Step, error: torch.OutOfMemoryError) -> OutOfMemory:
-    """The error to raise: what was tried, what goes on with --resume, what fits, and what keeps the batch."""
+def out_of_memory(trainer: Trainer, step: Step, reason: str) -> OutOfMemory:
+    """The error to raise: what was tried, what fits, what keeps the batch and what a resumed run may change.
+
+    reason: PyTorch's own words. The error they are from must be gone: its traceback holds on to activations.
+    """
     recipe, size = trainer.recipe, trainer.world.size
     part = max(step.parts, key=lambda part: len(part.labels))
     tried, parts = len(part.labels), len(step.parts)
     trainer.optimizer.zero_grad(set_to_none=True)
+    had_graphs = trainer.drop_graphs()
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
     trainer.set_time_steps(recipe.model.time_steps)  # an early epoch's T may be smaller
     fits = largest_fitting(trainer.model, part.inputs.to(trainer.dtype), trainer.autocast) if size == 1 else tried // 2
-    reason = str(error).splitlines()[0][:160] if str(error) else "out of memory"
-    if fits == 0:
-        advice = (
-            "Not even one sample fits: use a smaller model, data.image_size or model.time_steps, or precision=bf16."
-        )
-    else:
-        how = "fits (tried just now)" if size == 1 else "may fit (not tried: other processes wait)"
-        advice = (
-            f"A part of {fits} {how}: accumulation_steps={-(-tried * parts // fits)} "
-            f"keeps batch_size={recipe.batch_size}, "
-            f"or take batch_size={fits * size * recipe.accumulation_steps}. "
-            "precision=bf16 needs less as well."
-        )
     resumes = (
-        "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and go on with --resume. "
+        "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and continue with --resume. "
         if trainer.device.type == "cuda" and not recipe.grad_checkpointing
         else ""
     )
     return OutOfMemory(
-        f"{trainer.device}: out of memory with {tried} samples in one part of a step ({reason}). {resumes}{advice} "
-        "Another batch, part, size or precision makes another run: give it another --output."
+        f"{trainer.device}: out of memory with a micro-batch of {tried} samples ({reason[:160] or 'no reason given'}). "
+        f"{resumes}{_advice(recipe, size, tried, parts, fits, had_graphs)}"
+    )
+
+
+def _advice(recipe: Recipe, processes: int, tried: int, parts: int, fits: int, had_graphs: bool) -> str:
+    """What to change, where `fits` of `tried` samples do."""
+    if fits == 0:
+        return (
+            "Not even one sample fits: use a smaller model, data.image_size or model.time_steps, or precision=bf16. "
+            "That is another run: give it another --output."
+        )
+    if fits >= tried and had_graphs:
+        return (
+            f"All {tried} samples fit without the memory that CUDA graphs keep (tried just now): add cuda_graph=false "
+            "and continue with --resume."
+        )
+    smaller = fits
+    if fits >= tried:
+        found = (
+            f"All {tried} samples fit when tried again just now, so memory was short for a moment only: does another "
+            "process use this device? Continue with --resume"
+        )
+        if tried == 1:
+            return f"{found}."
+        found, smaller = f"{found}, or take a smaller micro-batch", tried // 2
+    elif processes == 1:
+        found = f"A micro-batch of {fits} samples fits (tried just now)"
+    else:
+        found = f"A micro-batch of {fits} samples may fit (not tried: other processes wait)"
+    return (
+        f"{found}: accumulation_steps={-(-tried * parts // smaller)} keeps batch_size={recipe.batch_size}, "
+        f"or use batch_size={smaller * processes * recipe.accumulation_steps}. precision=bf16 also needs less. "
+        "A run with another micro-batch, batch or precision is another run: give it another --output."
     )

@@ -29,6 +29,27 @@ def capture_graph(run: Callable[[], _Result]) -> tuple[Callable[[], None], _Resu
     return graph.replay, out
 
 
+def try_to_capture(
+    capture: Callable, run: Callable[[], _Result], what: str, undo: Callable[[], None] = lambda: None
+) -> tuple[Callable[[], None], _Result] | None:
+    """`capture(run)`, or None where a graph cannot hold what `run` does, or memory cannot hold the graph.
+
+    Args:
+        capture: `capture_graph`, or its stand-in in tests.
+        what: runs without a graph then, as the warning says.
+        undo: called after a failure, to drop what `run` has left behind.
+    """
+    try:
+        return capture(run)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # outside the handler: the error's traceback, gone by now, held on to what the capture had allocated
+    undo()
+    torch.cuda.empty_cache()
+    _log.warning("%s runs without a CUDA graph: %s. It is slower; its numbers are the same.", what, reason)
+    return None
+
+
 @dataclass
 class _Captured:
     key: tuple
@@ -72,16 +93,17 @@ class StepGraph:
 
     def _try_to_capture(self, key: tuple, inputs: Tensor, targets: Tensor, weight: float) -> _Captured | None:
         own = torch.empty_like(inputs).copy_(inputs), torch.empty_like(targets).copy_(targets)
-        try:
-            replay, loss = self._capture(lambda: self._run(*own, weight))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # a model of somebody else's may do what a graph cannot hold
+        found = try_to_capture(
+            self._capture, lambda: self._run(*own, weight), "the training step", self._drop_gradients
+        )
+        if found is None:
             self._failed = True
-            self._model.zero_grad(set_to_none=True)
-            _log.warning("the training step runs without a CUDA graph: %s", str(error).splitlines()[0])
             return None
+        replay, loss = found
         return _Captured(key, *own, replay, loss, [p.grad for p in self._model.parameters()])
+
+    def _drop_gradients(self) -> None:
+        self._model.zero_grad(set_to_none=True)
 
     def _replay(self, captured: _Captured, inputs: Tensor, targets: Tensor) -> Tensor:
         captured.inputs.copy_(inputs)

@@ -1,16 +1,14 @@
 """The optimiser's step on a CUDA device, replayed as a graph where the gradients lie where they lay before."""
 
-import logging
 import warnings
 from collections.abc import Callable
 
 import torch
 
 from spikingformer.data.upload import upload
-from spikingformer.training.step_graph import capture_graph
+from spikingformer.training.step_graph import capture_graph, try_to_capture
 
 _WARM_UP = 3  # steps with gradients in the same places before they are captured
-_log = logging.getLogger("spikingformer")
 
 
 def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
@@ -76,13 +74,9 @@ class DeviceUpdate:
         if self._seen < _WARM_UP:
             return None
         self._replay = None  # frees its memory before the next one takes some
-        self._replay, self._captured = self._try_to_capture(), places
-        return self._replay
-
-    def _try_to_capture(self) -> Callable[[], None] | None:
-        try:
-            return self._capture(self._apply)[0]
-        except RuntimeError as error:  # an optimiser may do what a graph cannot hold, or memory may not hold the graph
+        found = try_to_capture(self._capture, self._apply, "the optimiser's step")
+        if found is None:
             self._graph = False
-            _log.warning("the optimiser's step runs without a CUDA graph: %s", str(error).splitlines()[0])
             return None
+        self._replay, self._captured = found[0], places
+        return self._replay

@@ -111,21 +111,18 @@ def test_out_of_memory_names_the_batch_that_fits(plant, tmp_path):
     with pytest.raises(OutOfMemory) as caught:
         train(recipe(), tmp_path / "run", world=World())
     text = str(caught.value)
-    assert (
-        "out of memory with 256 samples in one part of a step (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
-    )
-    assert "A part of 32 fits (tried just now): accumulation_steps=8 keeps batch_size=256" in text
-    assert "precision=bf16 needs less as well. Another batch, part, size or precision makes another run" in text
+    assert "out of memory with a micro-batch of 256 samples (CUDA out of memory. Tried to allocate 2.00 GiB)" in text
+    assert "A micro-batch of 32 samples fits (tried just now): accumulation_steps=8 keeps batch_size=256" in text
+    assert "precision=bf16 also needs less. A run with another micro-batch, batch or precision is another run" in text
     assert "--resume" not in text, "on the CPU nothing that helps goes on from the checkpoint"
     plant(full_above(40))
     train(recipe("accumulation_steps=8", "evaluation_batch_size=32"), tmp_path / "fits", world=World())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_out_of_memory_on_a_gpu_names_what_goes_on_with_resume(recompute):
+def on_a_gpu(settings, graphs: bool):
+    """A trainer's stand-in whose four samples do fit when they are tried again."""
     model = torch.nn.Linear(2, 2)
-    settings = recipe(f"grad_checkpointing={recompute}".lower())
-    trainer = SimpleNamespace(
+    return SimpleNamespace(
         recipe=settings,
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
@@ -134,12 +131,32 @@ def test_out_of_memory_on_a_gpu_names_what_goes_on_with_resume(recompute):
         dtype=torch.float32,
         autocast=nullcontext,
         set_time_steps=lambda time_steps: None,
+        drop_graphs=lambda: graphs,
     )
-    step = Step([Batch(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))], 4)
-    text = str(out_of_memory(trainer, step, torch.OutOfMemoryError("full")))
-    resumes = "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and go on with --resume."
+
+
+FOUR = Step([Batch(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))], 4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_out_of_memory_on_a_gpu_names_what_goes_on_with_resume(recompute):
+    settings = recipe(f"grad_checkpointing={recompute}".lower())
+    text = str(out_of_memory(on_a_gpu(settings, graphs=False), FOUR, "full"))
+    resumes = "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and continue with --resume."
     assert (resumes in text) != recompute
-    assert "another --output" in text
+
+
+def test_out_of_memory_where_only_the_graphs_do_not_fit():
+    text = str(out_of_memory(on_a_gpu(recipe(), graphs=True), FOUR, "full"))
+    assert "All 4 samples fit without the memory that CUDA graphs keep (tried just now): add cuda_graph=false" in text
+    assert "accumulation_steps" not in text
+    assert "another run" not in text, "cuda_graph may change within a run"
+
+
+def test_out_of_memory_that_has_passed():
+    text = str(out_of_memory(on_a_gpu(recipe(), graphs=False), FOUR, "full"))
+    assert "All 4 samples fit when tried again just now" in text
+    assert "accumulation_steps=2 keeps batch_size=256" in text
 
 
 def test_out_of_memory_with_a_single_sample():

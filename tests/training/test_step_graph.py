@@ -1,6 +1,7 @@
 """The training step as one graph: what is replayed, what is not, and that a run's numbers stay the same."""
 
 import logging
+import weakref
 
 import pytest
 import torch
@@ -100,11 +101,13 @@ def test_a_hook_is_called_at_every_step():
     assert len(calls) == 2
 
 
-def test_what_cannot_be_captured_runs_on(caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_what_cannot_be_captured_runs_on(kind, caplog):
+    """Whether a graph cannot hold the step or memory cannot hold the graph."""
     r = Recorded()
 
     def refuse(run):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        raise kind("operation not permitted when stream is capturing\nmore")
 
     step = StepGraph(r.run, r.model, refuse)
     with caplog.at_level(logging.WARNING, "spikingformer"):
@@ -112,7 +115,32 @@ def test_what_cannot_be_captured_runs_on(caplog):
             r.model.zero_grad(set_to_none=True)
             step(*batch(), 1.0)
     assert r.eager == 6
-    assert caplog.text.count("without a CUDA graph: operation not permitted") == 1
+    assert caplog.text.count("the training step runs without a CUDA graph: operation not permitted") == 1
+
+
+def test_a_failed_capture_leaves_nothing_behind():
+    """No gradients, which the step would add to, and no memory."""
+    r = Recorded()
+    held = []
+
+    def out_of_memory_at_the_end(run):
+        pool = torch.zeros(100)
+        held.append(weakref.ref(pool))
+        run()
+        held.extend(weakref.ref(p.grad) for p in r.model.parameters())
+        raise torch.OutOfMemoryError("full")
+
+    step = StepGraph(r.run, r.model, out_of_memory_at_the_end)
+    for _ in range(3):
+        r.model.zero_grad(set_to_none=True)
+        step(*batch(), 1.0)
+    r.model.zero_grad(set_to_none=True)
+    inputs, targets = batch()
+    step(inputs, targets, 1.0)
+    assert len(held) == 3
+    assert all(reference() is None for reference in held)
+    want = torch.autograd.grad(((r.model(inputs) - targets) ** 2).sum(), list(r.model.parameters()))
+    assert all(torch.equal(p.grad, g) for p, g in zip(r.model.parameters(), want, strict=True))
 
 
 @pytest.mark.gpu
