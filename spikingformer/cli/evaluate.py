@@ -52,15 +52,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--anytime: {info.name} has no time steps to stop after; it is for spiking models")
     settings = checkpoint_data(info, args.data, args.root, args.img_size)
     device = choose_device(args.device)
-    loader, class_names = create_test_loader(
-        settings, args.batch_size, args.workers, device, World(), class_names_of(info)
-    )
     classes = int(info.kwargs["num_classes"])
-    if len(class_names) != classes:
-        raise ValueError(
-            f"{args.checkpoint}: the model has {classes} classes, {settings.name} in {settings.root} has "
-            f"{len(class_names)}: choose the data it was trained on with --data and --root"
-        )
+    loader, class_names = create_test_loader(
+        settings, args.batch_size, args.workers, device, World(), class_names_of(info), classes
+    )
     model = model.to(device)
     passes = 2 if args.anytime else 1
     began = time.monotonic()

@@ -30,21 +30,25 @@ def are_numbers(names: Sequence[str]) -> bool:
     return all(name == str(number) for number, name in enumerate(names))
 
 
+def check_class_count(found: int, expected: int, where: str) -> None:
+    """Raises ValueError unless the data set `where` has as many classes as the model."""
+    if found != expected:
+        raise ValueError(f"{where} has {found} classes, but the model has {expected}: {_OTHER_DATA}")
+
+
 def check_class_names(found: Sequence[str], expected: Sequence[str], where: str) -> None:
-    """Holds the names of a data set against the model's, number by number.
+    """Compares the class names of the data set `where` with the model's, number by number.
 
     Raises:
-        ValueError: they differ; names the first that do.
+        ValueError: their counts or names differ; names the first that do.
     """
-    advice = f"{_OTHER_DATA}; {_CONVERT_AGAIN}"
-    if len(found) != len(expected):
-        raise ValueError(f"{where} has {len(found)} classes, the model {len(expected)}: {advice}")
+    check_class_count(len(found), len(expected), where)
     different = [number for number, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]]
     if different:
-        first = ", ".join(f"{n} is {found[n]!r} there, {expected[n]!r} in the model" for n in different[:_SHOWN])
+        first = ", ".join(f"{n} is {found[n]!r}, {expected[n]!r} in the model" for n in different[:_SHOWN])
         raise ValueError(
             f"{where} has other classes than the model: {len(different)} of {len(found)} differ (number {first}): "
-            + advice
+            f"{_OTHER_DATA}; {_CONVERT_AGAIN}"
         )
 
 

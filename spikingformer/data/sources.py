@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spikingformer.data.cifar import load_cifar
-from spikingformer.data.class_numbers import are_numbers, check_class_names
+from spikingformer.data.class_numbers import are_numbers
 from spikingformer.data.digits import load_digits
 from spikingformer.data.folder import PictureFiles, part_root
 from spikingformer.data.loading import Samples, Subset
@@ -92,16 +92,16 @@ def _shards(data: DataSettings, part: str, of_model: ClassNames) -> Part:
     """Classes have numbers already; their names are those of classes.txt, of the model, or the numbers."""
     root = data_root(data)
     found = ShardPictures(root, data.train_shards if part == "train" else data.test_shards, data.channels)
-    names = class_names(root)
+    names, source = class_names(root), "in classes.txt"
     if of_model and (names is None or are_numbers(of_model)):
-        names = of_model
+        names, source = of_model, "of the model"
     if names is None:  # the training part says how many classes there are
         train = found if part == "train" else ShardPictures(root, data.train_shards, data.channels)
-        names = tuple(str(number) for number in range(int(train.labels.max()) + 1))
+        names, source = tuple(str(n) for n in range(int(train.labels.max()) + 1)), "in the training part"
     if int(found.labels.max()) >= len(names):
         raise ValueError(
-            f"{root}: class number {found.labels.max()} in the {part} part, expected less than {len(names)}, the "
-            "number of classes (of the model, in classes.txt or in the training part)"
+            f"{root}: the {part} part has class number {found.labels.max()}, expected 0 to {len(names) - 1}, as many "
+            f"as there are classes {source}"
         )
     return Part(found.labels, names, *_statistics(data.channels), samples=found)
 
@@ -130,7 +130,8 @@ def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
         of_model: class names of the model that is to look at it, which number the classes of files; (): not known.
 
     Raises:
-        ValueError: unknown data set, missing or damaged files, channels, statistics or class names that do not fit.
+        ValueError: unknown data set, missing or damaged files, channels or statistics that do not fit, or classes in
+            files that the model lacks.
     """
     if data.name not in SOURCES:
         known = [*SOURCES, *event_names()]
@@ -141,8 +142,6 @@ def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
             + f" Known: {', '.join(known)}."
         )
     found = SOURCES[data.name](data, part, of_model)
-    if of_model:
-        check_class_names(found.class_names, of_model, data.name)
     if len(found.mean) != data.channels:
         raise ValueError(
             f"data.channels: got {data.channels}, {data.name} has {len(found.mean)}: "

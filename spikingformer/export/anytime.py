@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spikingformer.energy import Facts, get_preset
 from spikingformer.models import SpikingTransformer, StreamState
+from spikingformer.training.evaluation import evaluating
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, math.inf)
 
@@ -30,13 +31,11 @@ class AnytimePoint:
 @torch.no_grad()
 def step_logits(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(logits after each time step (T, N, K), labels (N,)) over batches of (inputs, labels), in eval mode."""
-    was_training = model.training
-    model.eval()
     logits, labels = [], []
-    for x, y in batches:
-        logits.append(model.forward_steps(x).float().cpu())
-        labels.append(y.cpu())
-    model.train(was_training)
+    with evaluating(model):
+        for x, y in batches:
+            logits.append(model.forward_steps(x).float().cpu())
+            labels.append(y.cpu())
     if not logits:
         raise ValueError("there are no samples to evaluate")
     return torch.cat(logits, 1), torch.cat(labels)

@@ -15,6 +15,7 @@ from spikingformer.engine import Engine, Program, build_program
 from spikingformer.engine.fixed_point import FRACTION_BITS, input_bits, quantize_product
 from spikingformer.engine.program import Product, Step
 from spikingformer.models import SpikingTransformer
+from spikingformer.training.evaluation import evaluating
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .metadata import ExportMetadata
@@ -106,15 +107,15 @@ class Int8Comparison:
 @torch.no_grad()
 def compare_int8(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]]) -> Int8Comparison:
     """Runs `model` (in eval mode) and its int8 engine over batches of (inputs, labels)."""
-    model.eval()
-    engine = Engine(model, "int8")
     samples = right = right_int8 = same = 0
-    for x, labels in batches:
-        ours, theirs = model(x).argmax(-1), engine(x).argmax(-1)
-        samples += len(labels)
-        right += int((ours == labels).sum())
-        right_int8 += int((theirs == labels).sum())
-        same += int((ours == theirs).sum())
+    with evaluating(model):
+        engine = Engine(model, "int8")
+        for x, labels in batches:
+            ours, theirs = model(x).argmax(-1), engine(x).argmax(-1)
+            samples += len(labels)
+            right += int((ours == labels).sum())
+            right_int8 += int((theirs == labels).sum())
+            same += int((ours == theirs).sum())
     if not samples:
         raise ValueError("there are no samples to compare on")
     return Int8Comparison(samples, 100 * right / samples, 100 * right_int8 / samples, 100 * same / samples)

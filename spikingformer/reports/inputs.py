@@ -143,13 +143,9 @@ def open_test_part(
 
     settings = data_settings(opened, name, root)
     of_model = class_names_of(opened.info) if opened.info is not None else ()
-    loader, classes = create_test_loader(settings, batch_size, 0, device, World(), of_model)
-    if len(classes) != opened.model.num_classes:
-        raise ValueError(
-            f"{settings.name} has {len(classes)} classes, the model {opened.model.num_classes}: "
-            "name the data set it was trained on with --data"
-        )
-    return loader, classes, settings
+    classes = opened.model.num_classes
+    loader, names = create_test_loader(settings, batch_size, 0, device, World(), of_model, classes)
+    return loader, names, settings
 
 
 def evaluation_batches(

@@ -1,5 +1,7 @@
 """Accuracy and loss over a part, every sample counted once, over all processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +30,18 @@ class Evaluation:
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; after it, also after an error, every module is in the mode that it had."""
+    were_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in were_training:
+            module.training = True
+
+
 def evaluate(
     model: nn.Module,
     loader: EvaluationLoader,
@@ -41,16 +55,16 @@ def evaluate(
     """Runs the model over the loader in eval mode (and puts its mode back).
 
     Args:
-        classes: number of classes C of the logits (B, C).
+        classes: number of classes C of the logits (B, C); the loader's labels are below it, which loaders check.
         every_step: also count after each time step, from model.forward_steps(x) (T, B, C).
         dtype: of the inputs.
         idle: for a model whose processes hold shares: an input (1, ...) to run, uncounted, while others have batches.
 
     Raises:
-        ValueError: a label the model has no class for.
+        ValueError: no sample of the part can be read.
     """
     # a sharded model keeps buffers between calls, and training could not use those of inference mode
-    with torch.inference_mode() if idle is None else torch.no_grad():
+    with evaluating(model), torch.inference_mode() if idle is None else torch.no_grad():
         return _evaluate(model, loader, classes, world or World(), every_step, dtype, idle)
 
 
@@ -63,8 +77,6 @@ def _evaluate(
     dtype: torch.dtype,
     idle: torch.Tensor | None,
 ) -> Evaluation:
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     confusion = torch.zeros(classes * classes, dtype=torch.float64, device=device)  # row: label, column: prediction
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right within five, unreadable
@@ -74,11 +86,6 @@ def _evaluate(
         if batch is None:
             model(idle)
             continue
-        if int(batch.labels.max()) >= classes:
-            raise ValueError(
-                f"the data has a class number {int(batch.labels.max())}, the model {classes} classes: "
-                "this checkpoint was trained on other data"
-            )
         inputs = batch.inputs.to(dtype)
         steps = model.forward_steps(inputs) if every_step else None  # type: ignore[operator]
         logits = model(inputs) if steps is None else steps[-1]
@@ -91,7 +98,6 @@ def _evaluate(
         if steps is not None:
             counts = (steps.argmax(2) == batch.labels).sum(1).double()
             right_after = counts if right_after is None else right_after + counts
-    model.train(was_training)
     sum_over_processes(confusion, world)
     sum_over_processes(sums, world)
     if right_after is not None:

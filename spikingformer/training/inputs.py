@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from spikingformer.data.batched import BatchedAugment
-from spikingformer.data.class_numbers import are_numbers, check_class_names
+from spikingformer.data.class_numbers import are_numbers, check_class_count, check_class_names
 from spikingformer.data.loading import (
     EvaluationLoader,
     MemoryEvaluation,
@@ -184,21 +184,32 @@ def create_test_loader(
     device: torch.device,
     world: World,
     of_model: tuple[str, ...] = (),
+    classes: int | None = None,
 ) -> tuple[EvaluationLoader, tuple[str, ...]]:
-    """The test part alone, for `evaluate`, and its class names.
+    """The test part alone, for `evaluate`, and its class names; every label is a number of one of them.
 
     Args:
         of_model: the model's class names, which number the classes of files; (): not known.
+        classes: how many classes the model has; None: as many as the data.
 
     Raises:
         ValueError: data missing or damaged, or of other classes than the model.
     """
+    loader, names = _test_part(data, batch_size, workers, device, world, of_model)
+    if of_model:
+        check_class_names(names, of_model, data.name)
+    if classes is not None:
+        check_class_count(len(names), classes, data.name)
+    return loader, names
+
+
+def _test_part(
+    data: DataSettings, batch_size: int, workers: int, device: torch.device, world: World, of_model: tuple[str, ...]
+) -> tuple[EvaluationLoader, tuple[str, ...]]:
     if data.name in event_names():
         from spikingformer.data.events.loading import EventEvaluation
 
         _, test = load_events(data)
-        if of_model:
-            check_class_names(test.class_names, of_model, data.name)
         return EventEvaluation(test, batch_size, device, world.rank, world.size), tuple(test.class_names)
     part = load_part(data, "test", of_model)
     return evaluation_loader(part, data, batch_size, workers, device, world), part.class_names

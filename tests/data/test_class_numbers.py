@@ -81,9 +81,9 @@ def test_a_models_names_number_a_test_part_alone(tmp_path, kind):
 
 def test_other_names_are_named():
     check_class_names(("cat", "dog"), ("cat", "dog"), "x")
-    with pytest.raises(ValueError, match=r"x has other classes.*1 of 2 differ \(number 1 is 'eel' there, 'dog' in"):
+    with pytest.raises(ValueError, match=r"x has other classes.*1 of 2 differ \(number 1 is 'eel', 'dog' in"):
         check_class_names(("cat", "eel"), ("cat", "dog"), "x")
-    with pytest.raises(ValueError, match=r"x has 1 classes, the model 2: choose the data it was trained on with"):
+    with pytest.raises(ValueError, match=r"x has 1 classes, but the model has 2: choose the data it was"):
         check_class_names(("cat",), ("cat", "dog"), "x")
 
 
@@ -105,7 +105,7 @@ def test_commands_compare_names(tmp_path, capsys, command):
     for names, status in ((digits, 0), (digits[::-1], 2)):
         model = save(tmp_path / "digits.safetensors", names, {"name": "digits"}, channels=1)
         assert main([command, model, "--device", "cpu", *extra]) == status
-    assert "digits has other classes than the model: 10 of 10 differ (number 0 is '0' there" in capsys.readouterr().err
+    assert "digits has other classes than the model: 10 of 10 differ (number 0 is '0', '9'" in capsys.readouterr().err
     root = write(tmp_path, {"val": NAMES[:2]}, archive=False)
     for names, status in ((NAMES, 0), (NAMES[1:], 2)):
         model = save(tmp_path / "files.safetensors", names, {"name": "folder", "root": str(root)})
@@ -121,7 +121,7 @@ def test_a_converted_file_without_names_is_numbered_by_the_training_part(tmp_pat
     assert "Zebra" in capsys.readouterr().out
     model = save(tmp_path / "m.safetensors", numbers[:4], data, source="converted from x.pth")
     assert main(["evaluate", model, "--device", "cpu"]) == 2
-    assert f"the model has 4 classes, folder in {root} has 5: choose the data" in capsys.readouterr().err
+    assert "folder has 5 classes, but the model has 4: choose the data" in capsys.readouterr().err
 
 
 def test_names_that_say_nothing_are_left_aside():

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from spikingformer.data.folder import UnreadablePicture
+from spikingformer.data.settings import DataSettings
 from spikingformer.data.shards import ShardPictures, TarPictures
+from spikingformer.data.sources import load_part
 
 SHARDS = "train-{00000..00001}.tar"
 
@@ -92,3 +94,18 @@ def test_a_shard_that_goes_during_a_run_is_named(shards, damage):
     assert ("No such file" if damage == "missing" else "cut off") in found.reason
     assert label == 1
     assert not isinstance(pictures[0][0], UnreadablePicture)
+
+
+@pytest.mark.parametrize(
+    ("listed", "of_model", "source"),
+    [(False, (), "in the training part"), (True, (), r"in classes\.txt"), (False, ("cat",), "of the model")],
+)
+def test_a_class_number_without_a_class_is_named(shards, listed, of_model, source):
+    write_tar(shards / "val-00000.tar", {"a.jpg": picture(0), "a.cls": b"5"})
+    if listed:
+        (shards / "classes.txt").write_text("cat\ndog\n")
+    data = DataSettings(name="wds", root=str(shards), train_shards=SHARDS, test_shards="val-00000.tar")
+    with pytest.raises(
+        ValueError, match=rf"the test part has class number 5, expected 0 to \d, as many as there are classes {source}"
+    ):
+        load_part(data, "test", of_model)
