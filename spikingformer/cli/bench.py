@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 from dataclasses import asdict
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the other commands say it: torch's name
@@ -40,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.benchmarks import sweep
     from spikingformer.neurons import use_backend
     from spikingformer.reports.inputs import open_model
+    from spikingformer.training.machine import processor
     from spikingformer.training.setup import choose_device
 
     if args.threads is not None:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         model.compile()  # in place: it stays a model of this package
     header = {
         "model": args.model,
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "backend": args.backend,
         "compiled": args.compile,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +13,8 @@ from torch import Tensor
 from spikingformer.energy import PRESETS, OperationCounter
 from spikingformer.energy.result import energy_document
 from spikingformer.reproduce.curves import published_curves_for
-from spikingformer.training.machine import processor
+from spikingformer.training.machine import describe_machine
+from spikingformer.training.run_folder import METRICS_FILE, read_run_record
 
 from .inputs import OpenedModel, open_model, open_test_part
 from .samples import SampleView, choose_samples, view_samples
@@ -41,8 +40,8 @@ class ReportData:
     curves_part: str  # what they were evaluated on
     views: list[SampleView]
     recipe: dict[str, Any] | None
-    versions: dict[str, str]
-    machine: dict[str, str]
+    device: str  # that computed the report
+    machine: dict[str, Any]  # it is in, as `describe_machine` says
     trained_on: dict[str, Any] = field(default_factory=dict)  # run.json
     published_curves: dict[str, dict[int, float]] = field(default_factory=dict)  # row -> epoch from 0 -> top-1
 
@@ -55,7 +54,7 @@ def collect(
     Raises ValueError for a missing file, missing data, data that does not fit the model, or a device that is
     not there.
     """
-    from spikingformer.training.checkpoint import UNKNOWN_PART, versions
+    from spikingformer.training.checkpoint import UNKNOWN_PART
     from spikingformer.training.evaluation import evaluate
     from spikingformer.training.setup import choose_device
 
@@ -101,8 +100,8 @@ def collect(
         curves_part=opened.info.evaluated_on if opened.info is not None else UNKNOWN_PART,
         views=views,
         recipe=opened.info.recipe if opened.info is not None else None,
-        versions=versions(),
-        machine=describe_machine(place),
+        device=str(place),
+        machine=describe_machine(),
         trained_on=_run_record(opened),
         published_curves=published_curves_for(settings.name, opened.name),
     )
@@ -125,7 +124,7 @@ def _statistics(opened: OpenedModel) -> tuple[tuple[float, ...], tuple[float, ..
 
 def _epochs(opened: OpenedModel) -> Iterator[dict[str, Any]]:
     """The epoch records of metrics.jsonl beside the model file; a line cut off by a kill is left out."""
-    path = opened.path.parent / "metrics.jsonl" if opened.path is not None else None
+    path = opened.path.parent / METRICS_FILE if opened.path is not None else None
     if path is None or not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -138,13 +137,4 @@ def _epochs(opened: OpenedModel) -> Iterator[dict[str, Any]]:
 
 
 def _run_record(opened: OpenedModel) -> dict[str, Any]:
-    path = opened.path.parent / "run.json" if opened.path is not None else None
-    return json.loads(path.read_text()) if path is not None and path.exists() else {}
-
-
-def describe_machine(device: torch.device) -> dict[str, str]:
-    """What the report was computed on."""
-    about = {"system": platform.platform(), "processor": processor(), "cores": str(os.cpu_count())}
-    if device.type == "cuda":
-        about["GPU"] = torch.cuda.get_device_name(device)
-    return about
+    return read_run_record(opened.path.parent) if opened.path is not None else {}

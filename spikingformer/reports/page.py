@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from spikingformer.training.machine import machine_in_words, machine_of_run
+
 from . import svg
 from .collect import ReportData
 from .samples import SampleView
@@ -289,13 +291,12 @@ def _layer_table(data: ReportData) -> str:
 
 def _provenance(data: ReportData) -> str:
     about: list[tuple[str, Any]] = [("model file", data.path), ("written", time.strftime("%Y-%m-%d %H:%M %Z"))]
-    about += [(f"{k} (this report)", v) for k, v in data.machine.items()]
-    about += [(k, v) for k, v in data.versions.items()]
+    about += [("written on", machine_in_words(data.machine)), ("device", data.device)]
     about += [("samples counted for energy", data.energy["samples"])]
     if data.trained_on.get("command"):
         about.append(("trained with", " ".join(map(str, data.trained_on["command"]))))
-    if data.trained_on.get("machine"):
-        about.append(("trained on", ", ".join(f"{k} {v}" for k, v in data.trained_on["machine"].items())))
+    if machine := machine_of_run(data.trained_on):
+        about.append(("trained on", machine_in_words(machine)))
     if data.trained_on.get("started"):
         about.append(("training started", data.trained_on["started"]))
     body = f"<dl>{_pairs(about)}</dl>"

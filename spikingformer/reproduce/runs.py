@@ -1,7 +1,6 @@
 """Runs a row of the ledger, seed by seed, and keeps what came of it as a results file."""
 
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from spikingformer.reproduce.ledger import Row, Table
 from spikingformer.reproduce.legs import LegIsOver, epoch_records, is_finished, train_in_legs
 from spikingformer.reproduce.result_files import RowResult, RunRecord, read_row, row_path, write_row
 from spikingformer.training.checkpoint import load_model
-from spikingformer.training.machine import describe_machine
+from spikingformer.training.machine import describe_machine, machine_of_run
 from spikingformer.training.recipe import FREE, Recipe, find_recipe, is_free, load_recipe
 from spikingformer.training.recipe_text import fields_of
-from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE, RUN_FILE
+from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE, read_run_record
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -131,15 +130,9 @@ def collect(
 
 
 def _trained_on(folder: Path) -> dict[str, Any]:
-    """The machine that began the run; runs of earlier versions did not note it: this one."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        return describe_machine()
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return noted.get("evidence") or describe_machine()
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path}: damaged: remove it, and the machine here stands in the record") from None
+    """The machine that started the run; this one for runs of early versions, which did not record it."""
+    machine = machine_of_run(read_run_record(folder))
+    return machine if "commit" in machine else describe_machine()
 
 
 def _substance(recipe: Recipe) -> dict[str, Any]:

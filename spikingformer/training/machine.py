@@ -40,7 +40,8 @@ def _gpu() -> str | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, its instruction set, cores, GPU, versions, commit (and whether the package differed from it), time.
+    """Time, system, processor, logical cores, instruction set, GPU, versions, commit and whether the package differed
+    from it.
 
     A copy of the source without its history is told its commit by SPIKINGFORMER_COMMIT, with a + behind it where the
     copy differs from that commit.
@@ -49,7 +50,9 @@ def describe_machine() -> dict[str, Any]:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE)) if not told else ""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": platform.platform(),
         "cpu": processor(counted=True),
+        "cores": os.cpu_count(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": _gpu(),
         "versions": versions(),
@@ -61,3 +64,14 @@ def describe_machine() -> dict[str, Any]:
 def hardware(machine: dict[str, Any]) -> str:
     """The part of it that a table names."""
     return machine["gpu"] or machine["cpu"]
+
+
+def machine_in_words(machine: dict[str, Any]) -> str:
+    """A machine on one line, without the time and what is not known."""
+    plain = {k: v for k, v in {**machine, **machine.get("versions", {})}.items() if v and k not in ("time", "versions")}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plain.items())
+
+
+def machine_of_run(record: dict[str, Any]) -> dict[str, Any]:
+    """The machine in a run.json of any version; {}: it has none. Only what has a commit is from `describe_machine`."""
+    return record.get("evidence") or record.get("machine") or {}  # "evidence": beside a shorter "machine", up to 0.1.0

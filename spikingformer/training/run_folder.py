@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from spikingformer.training.atomic import write_atomic
-from spikingformer.training.checkpoint import versions
 from spikingformer.training.machine import describe_machine
 from spikingformer.training.recipe import Recipe, save_recipe
 from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
@@ -105,16 +104,28 @@ def has_run(folder: Path) -> bool:
 
 
 def start_run(folder: Path, recipe: Recipe) -> None:
-    """Writes how the run is made: the whole recipe, the command, versions and machine."""
+    """Writes how the run is made: the whole recipe; the command, the time and the machine with its versions."""
     save_recipe(recipe, folder / RECIPE_FILE)
     description = {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "evidence": describe_machine(),
+        "machine": describe_machine(),
     }
     write_atomic(folder / RUN_FILE, json.dumps(description, indent=2).encode())
+
+
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """What `start_run` noted in run.json; {}: no such file. Raises ValueError for a damaged one."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{path}: damaged, not a JSON object: remove it, the other files do not need it") from None
+    return record
 
 
 class MetricsFile:

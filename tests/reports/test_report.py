@@ -283,3 +283,29 @@ def test_a_published_runs_log_stands_beside_the_run(page: Path, monkeypatch: pyt
     assert "spikingformer_cml_4_384_400e, log" in html
     assert "95.97 % (best of 410 epochs)" in html
     assert "on the test part; this run's line is on the held-out training samples." in html
+
+
+MACHINE = {"time": "now", "system": "Linux 9", "cpu": "a CPU x2", "cores": 2, "isa": "AVX", "gpu": "a card",
+           "versions": {"torch": "1.2.3"}, "commit": "abc", "uncommitted_changes": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("noted", "shown"),
+    [
+        ({"machine": MACHINE}, "system Linux 9, cpu a CPU x2, cores 2, isa AVX, gpu a card, commit abc, torch 1.2.3"),
+        (
+            {"machine": {"system": "Linux 9", "processor": "x86_64"}, "versions": {"torch": "0"}, "evidence": MACHINE},
+            "system Linux 9, cpu a CPU x2, cores 2, isa AVX, gpu a card, commit abc, torch 1.2.3",
+        ),
+        ({"machine": {"system": "Linux 9", "processor": "x86_64"}}, "system Linux 9, processor x86_64"),
+    ],
+    ids=["now", "earlier", "first"],
+)
+def test_the_machine_of_a_run_is_read_from_every_form_of_its_record(noted, shown, page, monkeypatch) -> None:
+    from spikingformer.reports.page import render
+
+    monkeypatch.setattr("spikingformer.data.sources.load_digits", escaped_digits)
+    (page.parent / "run.json").write_text(json.dumps(noted))
+    html = render(collect(str(page.parent), "", None, 16, 0, 64, "cpu"))
+    assert f"<dt>trained on</dt><dd>{shown}</dd>" in html
+    (page.parent / "run.json").unlink()

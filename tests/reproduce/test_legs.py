@@ -159,8 +159,14 @@ def test_the_machine_is_the_one_that_began_the_run(unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     noted = json.loads((folder / RUN_FILE).read_text())
-    (folder / RUN_FILE).write_text(json.dumps({**noted, "evidence": {**noted["evidence"], "gpu": "another"}}))
+    machine = {**noted["machine"], "gpu": "another"}
     recipe = load_recipe(PUBLISHED, cifar10_in_legs.run_overrides(PUBLISHED, 64, list(TINY)))
-    assert collect(folder, recipe, (), False, PUBLISHED).machine["gpu"] == "another"
+    short = {"system": "Linux", "processor": "x86_64", "cores": 2}
+    earlier_version = {"versions": machine["versions"], "machine": short, "evidence": machine}
+    for form in ({"machine": machine}, earlier_version):
+        (folder / RUN_FILE).write_text(json.dumps(form))
+        assert collect(folder, recipe, (), False, PUBLISHED).machine == machine
+    (folder / RUN_FILE).write_text(json.dumps({"machine": short}))  # older still: too little to be evidence
+    assert collect(folder, recipe, (), False, PUBLISHED).machine["gpu"] is None
     (folder / RUN_FILE).unlink()
     assert collect(folder, recipe, (), False, PUBLISHED).machine["gpu"] is None

@@ -261,7 +261,9 @@ def test_folder_says_how_it_was_made_and_makes_it_again(tmp_path):
 
     again = train(load_recipe(tmp_path / "a" / "recipe.yaml"), tmp_path / "b")
     assert first.last_top1 == again.last_top1
-    assert "torch" in json.loads((tmp_path / "a" / "run.json").read_text())["versions"]
+    noted = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert noted.keys() == {"command", "started", "machine"}, "versions and machine stand there once"
+    assert "torch" in noted["machine"]["versions"]
 
 
 def test_published_schedule():
