@@ -69,7 +69,7 @@ def export_onnx(
     program.model.producer_name, program.model.producer_version = "spikingformer", prepared.metadata.package_version
     with written(target) as file:
         program.save(str(file), external_data=False)
-    difference = _difference(target, inputs, expected) if check else None
+        difference = _difference(file, inputs, expected) if check else None
     return prepared.report(target, logit_difference=difference)
 
 

@@ -33,13 +33,13 @@ def export_torch(
     target = checked_target(path, ".pt2")
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
+    difference = None
     with written(target) as file:
         torch.export.save(program, str(file), extra_files=prepared.metadata.to_strings())
-    difference = None
-    if check:
-        with torch.no_grad():
-            got = torch.export.load(str(target)).module()(*inputs)[0]
-        difference = float((got - expected).abs().max())
+        if check:
+            with torch.no_grad():
+                got = torch.export.load(str(file)).module()(*inputs)[0]
+            difference = float((got - expected).abs().max())
     return prepared.report(target, logit_difference=difference)
 
 
@@ -61,19 +61,20 @@ def export_aot(
     target = checked_target(path, ".pt2")
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
-    with written(target) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Inductor's own deprecations
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(file.resolve()),
-            inductor_configs={"aot_inductor.metadata": prepared.metadata.to_strings()},
-        )
     difference = None
-    if check:
-        with torch.no_grad():
-            outputs = torch._inductor.aoti_load_package(str(target.resolve()))(*inputs)
-        got = outputs if isinstance(outputs, Tensor) else outputs[0]
-        difference = float((got - expected).abs().max())
+    with written(target) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Inductor's own deprecations
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(file.resolve()),
+                inductor_configs={"aot_inductor.metadata": prepared.metadata.to_strings()},
+            )
+        if check:
+            with torch.no_grad():
+                outputs = torch._inductor.aoti_load_package(str(file.resolve()))(*inputs)
+            got = outputs if isinstance(outputs, Tensor) else outputs[0]
+            difference = float((got - expected).abs().max())
     return prepared.report(target, logit_difference=difference)
 
 

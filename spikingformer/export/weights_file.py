@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from spikingformer.models import SpikingTransformer
@@ -10,7 +11,7 @@ from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .fold import without_batch_norm
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare
+from .prepare import ExportReport, checked_target, prepare, written
 
 KIND = "float32"
 
@@ -25,12 +26,18 @@ def export_weights(
 ) -> ExportReport:
     """Writes the folded weights of `model` to a safetensors file that `load_weights` builds the model from.
 
-    `example`: an input to check the fold with. Raises ValueError for a wrong example or path.
+    `example`: an input to check the fold, and the written file, with. Raises ValueError for a wrong example or path.
     """
     target = checked_target(path, ".safetensors")
     prepared = prepare(model, example, metadata, check)
-    write_tensors(target, prepared.model.state_dict(), prepared.metadata.to_strings())
-    return prepared.report(target)
+    difference = None
+    with written(target) as file:
+        write_tensors(file, prepared.model.state_dict(), prepared.metadata.to_strings())
+        if check:
+            with torch.no_grad():
+                got, expected = load_weights(file)[0](prepared.example), prepared.model(prepared.example)
+            difference = float((got - expected).abs().max())
+    return prepared.report(target, logit_difference=difference)
 
 
 def load_weights(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:

@@ -1,12 +1,14 @@
 """Exported files on disk: damage is found, nothing of the user's is overwritten, a failed write changes nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from spikingformer.export import (
     describe,
+    export_aot,
     export_int8,
     export_nir,
     export_onnx,
@@ -15,7 +17,7 @@ from spikingformer.export import (
     fold_batch_norm,
     load_weights,
 )
-from spikingformer.export.metadata import ExportMetadata
+from spikingformer.export.metadata import FORMAT_KEY, ExportMetadata
 from spikingformer.export.prepare import checked_target
 from spikingformer.export.runtime import load_predictor
 from spikingformer.models import SpikingTransformer
@@ -82,6 +84,35 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, model, monkeypatch
         export_nir(model, path, part="stem.last")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# what each writer reads its own file back with
+CHECKS = {
+    "onnx": (export_onnx, "m.onnx", "onnxruntime.InferenceSession"),
+    "torch": (export_torch, "m.pt2", "torch.export.load"),
+    "aot": (export_aot, "m.pt2", "torch._inductor.aoti_load_package"),
+    "weights": (export_weights, "m.safetensors", "spikingformer.export.weights_file.load_weights"),
+    "int8": pytest.param(export_int8, "m.safetensors", "spikingformer.export.int8_file.load_int8", marks=needs_kernels),
+}
+
+
+@pytest.mark.parametrize(("write", "name", "reader"), CHECKS.values(), ids=CHECKS)
+def test_a_file_that_fails_its_check_does_not_replace_the_earlier_one(tmp_path, model, monkeypatch, write, name, reader):
+    def compile_nothing(program, *, package_path, inductor_configs):  # the real one takes a minute
+        Path(package_path).write_bytes(b"compiled")
+
+    def unreadable(path, *args, **options):
+        assert Path(path).is_file()
+        raise RuntimeError("the file cannot be run")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compile_nothing)
+    monkeypatch.setattr(reader, unreadable)
+    earlier, content = tmp_path / name, f"an export with its {FORMAT_KEY}".encode()
+    earlier.write_bytes(content)
+    with pytest.raises(RuntimeError, match="the file cannot be run"):
+        write(model, earlier)
+    assert earlier.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [earlier]
 
 
 @pytest.mark.parametrize("write", SAFETENSORS.values(), ids=SAFETENSORS)
