@@ -63,11 +63,15 @@ def run(args: argparse.Namespace) -> int:
     other = {name: value for name, value in sizes.items() if value != getattr(named.config, name)}
     kwargs: dict[str, Any] = {**sizes, "img_size": cfg["input_size"][1]}
     kwargs |= {name: value for name, value in asked.items() if value is not None}
-    mean, std = args.mean or cfg["mean"], args.std or cfg["std"]
+    mean, std = cfg["mean"], cfg["std"]
     if kwargs["num_classes"] == 100 and kwargs["img_size"] == 32:
         kwargs.setdefault("num_heads", _CIFAR100_HEADS)
         statistics = cifar_files("cifar100")
-        mean, std = args.mean or statistics.mean, args.std or statistics.std
+        mean, std = statistics.mean, statistics.std
+    if kwargs["in_chans"] == 2:  # event counts are not normalised
+        mean, std = (0.0, 0.0), (1.0, 1.0)
+    mean = mean if args.mean is None else args.mean
+    std = std if args.std is None else args.std
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training went wrong")
     model = create_model(args.model, kwargs)

@@ -13,6 +13,7 @@ from safetensors.torch import safe_open
 import spikingformer
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import VARIANTS, ModelConfig, SpikingTransformer
+from spikingformer.training.checkpoint import check_statistics
 
 FORMAT_VERSION = "1"
 _PREFIX = "spikingformer."
@@ -97,8 +98,9 @@ class ExportMetadata:
             raise ValueError(f"{self.model!r} is no model of ours")
         if len(self.class_names) != self.config["num_classes"]:
             raise ValueError(f"{self.config['num_classes']} classes, {len(self.class_names)} class names")
-        if not len(pre.mean) == len(pre.std) == config.in_chans or len(pre.size) != 2:
-            raise ValueError(f"{config.in_chans} channels, size {pre.size}, mean {pre.mean}, std {pre.std}")
+        if len(pre.size) != 2:
+            raise ValueError(f"size {pre.size}, expected rows and columns")
+        check_statistics(pre.mean, pre.std, config.in_chans)
         if not isinstance(self.time_steps, int) or self.time_steps < 1:
             raise ValueError(f"{self.time_steps!r} time steps")
 
@@ -122,7 +124,8 @@ def describe(
     """The metadata of a model in memory.
 
     `class_names`: default "0", "1", ... `preprocessing`: default what timm's pretrained_cfg of the model says.
-    Raises ValueError for a model that is not in timm's registry, and where the number of names is not that of classes.
+    Raises ValueError for a model that is not in timm's registry, where the number of names is not that of classes, and
+    for a mean or std that pictures cannot be normalised with.
     """
     name = _timm_name(model)
     names = tuple(map(str, range(model.num_classes))) if class_names is None else tuple(class_names)
@@ -130,12 +133,14 @@ def describe(
         raise ValueError(
             f"the model has {model.num_classes} classes but {len(names)} class names were given: give one a class"
         )
+    found = preprocessing or _own_preprocessing(model)
+    check_statistics(found.mean, found.std, model.config.in_chans)
     config = {f.name: _tuples(getattr(model.config, f.name)) for f in fields(model.config)}
     config["num_classes"] = model.num_classes
     return ExportMetadata(
         model=name,
         config=config,
-        preprocessing=preprocessing or _own_preprocessing(model),
+        preprocessing=found,
         class_names=names,
         time_steps=model.time_steps,
         input="events" if model.config.in_chans == 2 else "pictures",

@@ -5,6 +5,8 @@
 """
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,25 @@ def choosing_part(validation_fraction: float) -> str:
     return HELD_OUT if validation_fraction else TEST_PART
 
 
+class UnusableStatistics(ValueError):
+    """Pictures cannot be normalised with such a mean or standard deviation."""
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int | None) -> None:
+    """Raises UnusableStatistics, a ValueError, unless mean and std are finite, one value per channel (None: any number
+    of channels), and std is above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        if channels is not None and len(values) != channels:
+            raise UnusableStatistics(
+                f"{name} has {len(values)} value{'s' * (len(values) != 1)}, and the model has {channels} input "
+                f"channel{'s' * (channels != 1)}: give one for each"
+            )
+        if not all(math.isfinite(v) for v in values):
+            raise UnusableStatistics(f"{name} must be finite numbers, got {tuple(values)}")
+    if not all(v > 0 for v in std):
+        raise UnusableStatistics(f"std must be above 0, got {tuple(std)}")
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model file says about itself.
@@ -36,6 +57,8 @@ class ModelInfo:
     metrics_part: what the metrics were counted on, TEST_PART or HELD_OUT; None: the file does not say, as older ones,
     which `evaluated_on` then reads from the recipe. source: how the weights were made. framing: of event frames, where
     there is no recipe to read it from.
+
+    Raises UnusableStatistics, a ValueError, as `check_statistics` does.
     """
 
     name: str
@@ -53,6 +76,9 @@ class ModelInfo:
     versions: dict[str, str] = field(default_factory=dict)
     metrics_part: str | None = None
     framing: Framing | None = None
+
+    def __post_init__(self) -> None:
+        check_statistics(self.mean, self.std, self.kwargs.get("in_chans"))
 
     @property
     def evaluated_on(self) -> str:
@@ -132,6 +158,8 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             values["framing"] = Framing(**values["framing"])
         info = ModelInfo(**values)
         _ = info.image_size, info.channels
+    except UnusableStatistics as error:
+        raise ValueError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):
         if "spikingformer.format_version" in metadata:  # as `spikingformer export` writes
             raise ValueError(

@@ -14,6 +14,7 @@ from PIL import Image
 from spikingformer.cli import COMMANDS, main
 from spikingformer.training.checkpoint import load_model
 from spikingformer.training.recipe import save_recipe
+from spikingformer.training.tensor_file import read_tensors, write_tensors
 from tests.training.helpers import TINY, tiny_recipe
 
 OVERRIDES = ["epochs=1", "device=cpu"]
@@ -116,9 +117,10 @@ def test_a_runs_folder_stands_for_its_best_model(run_folder, capsys):
     written.unlink()
 
 
-def published_weights(classes: int) -> dict[str, torch.Tensor]:
+def published_weights(classes: int, **options: int) -> dict[str, torch.Tensor]:
     """A small Spikingformer's weights under published names, as DataParallel and torch.compile leave them."""
-    model = timm.create_model("spikingformer_4_384", embed_dim=32, depth=1, num_heads=8, num_classes=classes)
+    model = timm.create_model("spikingformer_4_384", embed_dim=32, depth=1, num_heads=8, num_classes=classes,
+                              **options)  # fmt: skip
     renamed = (
         ("stem.last.", "patch_embed.proj4_"), ("stem.stages.0.", "patch_embed.proj_"),
         (r"stem.stages.(\d).", r"patch_embed.proj\1_"), ("blocks.0.mlp.fc", "block.0.mlp.mlp"),
@@ -155,6 +157,43 @@ def test_convert_refuses_what_is_not_published(capsys, tmp_path):
     message = refused(capsys, "convert", source, "--model", "spikingformer_cml_4_256", "--output", output)
     assert f"{source}: no stem.stages.0.conv.weight in it: not a published checkpoint" in message
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mean", "0.5", "0.4"], "mean has 2 values, and the model has 3 input channels: give one for each"),
+        (["--std", "0.5"], "std has 1 value, and the model has 3 input channels: give one for each"),
+        (["--std", "0.2", "0", "0.2"], "std must be above 0, got (0.2, 0.0, 0.2)"),
+        (["--std", "0.2", "-0.1", "0.2"], "std must be above 0, got (0.2, -0.1, 0.2)"),
+        (["--std", "0.2", "nan", "0.2"], "std must be finite numbers, got (0.2, nan, 0.2)"),
+        (["--mean", "0.2", "inf", "0.2"], "mean must be finite numbers, got (0.2, inf, 0.2)"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else "",
+)
+def test_convert_refuses_statistics_that_cannot_be_used(capsys, tmp_path, words, message):
+    source, output = tmp_path / "published.pth.tar", tmp_path / "x.safetensors"
+    torch.save(published_weights(10), source)
+    command = ["convert", source, "--model", "spikingformer_4_384", "--num-heads", "8", "--output", output, *words]
+    assert message in refused(capsys, *command)
+    assert not output.exists()
+
+
+def test_a_file_with_statistics_that_cannot_be_used_is_refused(run_folder, capsys, tmp_path):
+    weights, metadata = read_tensors(run_folder / "run/best.safetensors")
+    metadata["spikingformer"] = json.dumps({**json.loads(metadata["spikingformer"]), "std": [0.0]})
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, weights, metadata)
+    assert f"{path}: std must be above 0, got (0.0,)" in refused(capsys, "predict", path, "--samples", 1)
+
+
+def test_convert_of_event_weights_needs_no_statistics(tmp_path):
+    source, output = tmp_path / "published.pth", tmp_path / "x.safetensors"
+    torch.save(published_weights(10, in_chans=2), source)
+    words = ["--model", "spikingformer_4_384", "--num-heads", "8", "--output", str(output)]
+    assert main(["convert", str(source), *words]) == 0
+    info = load_model(output)[1]
+    assert (info.kind, info.mean, info.std) == ("events", (0.0, 0.0), (1.0, 1.0))
 
 
 def test_unknown_recipe_key(capsys):
