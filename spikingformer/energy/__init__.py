@@ -5,7 +5,8 @@ from .counting import OperationCounter, count_operations
 from .facts import Facts, Kind
 from .memory import MEMORY_MODELS, add_memory
 from .pricing import PRESETS, Bill, Line, get_preset
-from .static import Rates, static_counts, with_rates
+from .rates import Rates
+from .static import static_counts, with_rates
 
 __all__ = [
     "MEMORY_MODELS",

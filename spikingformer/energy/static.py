@@ -2,10 +2,6 @@
 
 import copy
 import difflib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,43 +11,7 @@ import spikingformer.models
 
 from .counting import count_operations
 from .facts import Facts, Kind, Operand
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Firing rates of a model: the mean of each product's input, and of q, k, v in each attention.
-
-    Files are JSON: {"inputs": {"stem.stages.1.conv": 0.12, ...}, "attention": {"blocks.0.attn": [0.1, 0.03, 0.06]}},
-    a bare {"layer": rate} table, or the JSON that `spikingformer energy --json` wrote.
-    """
-
-    inputs: Mapping[str, float] = field(default_factory=dict)
-    attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-    default: float | None = None  # for what is not listed; None: every layer must be
-    source: str = "rates"
-
-    @classmethod
-    def read(cls, path: Path) -> "Rates":
-        """Raises ValueError with the file's name where it is not such a table."""
-        try:
-            data = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ValueError(f"no rates file {path}: give the path of a JSON file") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: expected an object of layer names and rates, got {type(data).__name__}")
-        if str(data.get("schema", "")).startswith("spikingformer-energy/"):
-            inputs = {r["name"]: r["input_rate"] for r in data["layers"] if r.get("input_rate") is not None}
-            attention = {a["name"]: (a["q_rate"], a["k_rate"], a["v_rate"]) for a in data.get("attention", [])}
-        else:
-            inputs = data.get("inputs", data if "attention" not in data else {})
-            attention = {name: tuple(rates) for name, rates in data.get("attention", {}).items()}
-        wrong = [f"{k}: {v!r}" for k, v in inputs.items() if not isinstance(v, (int, float)) or not v >= 0]
-        wrong += [f"{k}: {v!r}" for k, v in attention.items() if len(v) != 3]
-        if wrong:
-            raise ValueError(f"{path}: a rate is a number >= 0 (q, k, v: three of them), got {'; '.join(wrong[:3])}")
-        return cls(inputs, attention, source=f"rates file {path.name}")
+from .rates import Rates
 
 
 def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | None = None, **overrides: Any) -> Facts:

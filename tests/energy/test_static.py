@@ -1,6 +1,7 @@
 """Shapes alone: the dense counts of the published models, and expectations under given rates."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from spikingformer.energy import Kind, static_counts, with_rates
 from spikingformer.energy.comparison import ann_twin
 from spikingformer.energy.pricing import price_exact
-from spikingformer.energy.static import Rates
+from spikingformer.energy.rates import Rates
 
 from .reference import our_name, read
 
@@ -124,3 +125,43 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         Rates.read(file)
     with pytest.raises(ValueError, match="no rates file"):
         Rates.read(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"schema": "spikingformer-energy/1"}, "layers: expected a list, got nothing"),
+        ({"schema": "spikingformer-energy/1", "layers": 3}, "layers: expected a list, got 3"),
+        ({"schema": "spikingformer-energy/1", "layers": [3]}, "layers[0]: expected an object with a name, got 3"),
+        ({"schema": "spikingformer-energy/1", "layers": [{}]}, "layers[0]: expected an object with a name, got {}"),
+        (
+            {"schema": "spikingformer-energy/1", "layers": [], "attention": [{"name": "a", "q_rate": 0.1}]},
+            "attention 'a': expected the rates of q, k and v, three numbers of at least 0, got [0.1, None, None]",
+        ),
+        ({"inputs": [0.1]}, "inputs: expected an object of layer names and rates, got [0.1]"),
+        ({"inputs": {"stem": None}}, "inputs 'stem': expected a rate, a number of at least 0, got None"),
+        ({"inputs": {"stem": -1}}, "inputs 'stem': expected a rate, a number of at least 0, got -1"),
+        ({"inputs": {"stem": True}}, "inputs 'stem': expected a rate, a number of at least 0, got True"),
+        ({"inputs": {"stem": float("nan")}}, "inputs 'stem': expected a rate, a number of at least 0, got nan"),
+        ({"stem": "high"}, "'stem': expected a rate, a number of at least 0, got 'high'"),
+        ({"attention": 0.1}, "attention: expected an object of attention names and rates, got 0.1"),
+        ({"attention": {"a": 0.1}}, "attention 'a': expected the rates of q, k and v, three numbers of at least 0"),
+        ({"attention": {"a": "123"}}, "attention 'a': expected the rates of q, k and v, three numbers of at least 0"),
+        ({"attention": {"a": [1, 2]}}, "attention 'a': expected the rates of q, k and v, three numbers of at least 0"),
+        ({"attention": {"a": ["1", 2, 3]}}, "attention 'a': expected the rates of q, k and v, three numbers"),
+        ([0.1], "expected an object of layer names and rates, got [0.1]"),
+    ],
+    ids=repr,
+)
+def test_a_malformed_rates_file_is_refused_by_file_and_field(tmp_path: Path, content: object, message: str) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {message}")):
+        Rates.read(file)
+
+
+def test_a_rates_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"r\.json is not JSON"):
+        Rates.read(file)

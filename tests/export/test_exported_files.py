@@ -97,7 +97,9 @@ CHECKS = {
 
 
 @pytest.mark.parametrize(("write", "name", "reader"), CHECKS.values(), ids=CHECKS)
-def test_a_file_that_fails_its_check_does_not_replace_the_earlier_one(tmp_path, model, monkeypatch, write, name, reader):
+def test_a_file_that_fails_its_check_does_not_replace_the_earlier_one(
+    tmp_path, model, monkeypatch, write, name, reader
+):
     def compile_nothing(program, *, package_path, inductor_configs):  # the real one takes a minute
         Path(package_path).write_bytes(b"compiled")
 
