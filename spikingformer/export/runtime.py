@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 Program = Callable[..., Any]
+State = TypeVar("State")
 
 
 class Predictor(abc.ABC):
@@ -45,27 +46,28 @@ class Predictor(abc.ABC):
         return self.logits(x).softmax(-1)
 
 
-class StepPredictor(Predictor):
+class StepPredictor(Predictor, Generic[State]):
     """A model in a one-step form. `logits` feeds all steps of its input; `step` feeds one."""
 
     @abc.abstractmethod
-    def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
+    def step(self, frame: Tensor, state: State | None) -> tuple[Tensor, State]:
         """One frame (B, C, H, W) and the state (None: at rest) to (logits so far (B, classes), next state)."""
 
     @abc.abstractmethod
-    def forget_votes(self, state: object) -> object:
-        """The state with membranes as they are, for logits that speak of the frames from here on alone."""
+    def reset_readout(self, state: State) -> State:
+        """The state with its membranes kept and its readout at zero: later logits average over later frames only."""
 
     def logits(self, x: Tensor) -> Tensor:
         frames: Sequence[Tensor] = x.unbind(1) if x.ndim == 5 else [x] * self.metadata.time_steps
-        state, out = None, None
+        state: State | None = None
+        out: Tensor | None = None
         for frame in frames:
             out, state = self.step(frame, state)
         assert out is not None
         return out
 
 
-class ModulePredictor(StepPredictor):
+class ModulePredictor(StepPredictor[StreamState]):
     """One of our modules, in eval mode: whole inputs in one call, streams with explicit state."""
 
     def __init__(self, model: SpikingTransformer, metadata: ExportMetadata):
@@ -78,13 +80,11 @@ class ModulePredictor(StepPredictor):
         return self.model(x)
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
-        assert state is None or isinstance(state, StreamState)
+    def step(self, frame: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         _check_numbers(frame)
         return self.model.stream(frame, state)
 
-    def forget_votes(self, state: object) -> object:
-        assert isinstance(state, StreamState)
+    def reset_readout(self, state: StreamState) -> StreamState:
         return replace(state, feature_sum=torch.zeros_like(state.feature_sum), steps=0)
 
 
@@ -113,7 +113,15 @@ class OnnxPredictor(Predictor):
         return torch.from_numpy(out)
 
 
-class OnnxStepPredictor(StepPredictor):
+class GraphStepPredictor(StepPredictor[tuple[Tensor, ...]]):
+    """A one-step graph of graphs.py. Its state is (steps, feature_sum, membrane of each neuron layer ...)."""
+
+    def reset_readout(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        steps, feature_sum, *membranes = state
+        return (torch.zeros_like(steps), torch.zeros_like(feature_sum), *membranes)
+
+
+class OnnxStepPredictor(GraphStepPredictor):
     """A streaming ONNX file in ONNX Runtime on the CPU."""
 
     def __init__(self, session: "onnxruntime.InferenceSession", metadata: ExportMetadata):
@@ -121,21 +129,15 @@ class OnnxStepPredictor(StepPredictor):
         self.session = session
         self.names = [i.name for i in session.get_inputs()]
 
-    def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
+    def step(self, frame: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         inputs = self.session.get_inputs()
         _check_shape(frame, inputs[0].shape)
         if state is None:
-            shapes = [[len(frame) if isinstance(d, str) else d for d in i.shape] for i in inputs[1:]]
-            state = tuple(np.zeros(shape, np.float32) for shape in shapes)
-        assert isinstance(state, tuple)
+            state = tuple(torch.zeros([len(frame) if isinstance(d, str) else d for d in i.shape]) for i in inputs[1:])
+        arrays = (_array(frame), *(part.numpy() for part in state))
         outputs = ["logits", *(f"next.{name}" for name in self.names[1:])]
-        logits, *after = self.session.run(outputs, dict(zip(self.names, (_array(frame), *state), strict=True)))
-        return torch.from_numpy(logits), tuple(after)
-
-    def forget_votes(self, state: object) -> object:
-        assert isinstance(state, tuple)
-        steps, feature_sum, *membranes = state  # the order of graphs.py
-        return (np.zeros_like(steps), np.zeros_like(feature_sum), *membranes)
+        logits, *after = map(torch.as_tensor, self.session.run(outputs, dict(zip(self.names, arrays, strict=True))))
+        return logits, tuple(after)
 
 
 class TorchPredictor(Predictor):
@@ -152,7 +154,7 @@ class TorchPredictor(Predictor):
         return out if isinstance(out, Tensor) else out[0]
 
 
-class TorchStepPredictor(StepPredictor):
+class TorchStepPredictor(GraphStepPredictor):
     """A streaming torch.export program, or AOTInductor package."""
 
     def __init__(self, program: Program, metadata: ExportMetadata):
@@ -160,20 +162,14 @@ class TorchStepPredictor(StepPredictor):
         self.program = program
 
     @torch.no_grad()
-    def step(self, frame: Tensor, state: object | None) -> tuple[Tensor, object]:
+    def step(self, frame: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         _check_shape(frame, _input_shape(self.metadata))
         if state is None:
             with torch.device("meta"), use_backend("reference"):
                 shapes = start_of_stream(self.metadata.create_model(), torch.empty_like(frame, device="meta"))
             state = tuple(torch.zeros(s.shape) for s in shapes)
-        assert isinstance(state, tuple)
         logits, *after = self.program(frame.float(), *state)
         return logits, tuple(after)
-
-    def forget_votes(self, state: object) -> object:
-        assert isinstance(state, tuple)
-        steps, feature_sum, *membranes = state  # the order of graphs.py
-        return (torch.zeros_like(steps), torch.zeros_like(feature_sum), *membranes)
 
 
 def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
@@ -213,7 +209,7 @@ def _onnx_session(path: Path, threads: int | None) -> tuple["onnxruntime.Inferen
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     options.log_severity_level = 3  # errors only
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

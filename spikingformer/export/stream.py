@@ -9,6 +9,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,9 +201,9 @@ def classify_stream(
 
 
 class _StepByStep:
-    def __init__(self, predictor: StepPredictor, settings: StreamSettings):
+    def __init__(self, predictor: StepPredictor[Any], settings: StreamSettings):
         self.predictor, self.keep_state = predictor, settings.keep_state
-        self.state: object | None = None
+        self.state: Any = None
 
     def feed(self, frame: Tensor) -> Tensor | None:
         """Probabilities so far (classes,)."""
@@ -213,7 +214,7 @@ class _StepByStep:
         self.state = None
 
     def end_window(self) -> None:
-        self.state = self.predictor.forget_votes(self.state) if self.keep_state else None
+        self.state = self.predictor.reset_readout(self.state) if self.keep_state else None
 
 
 class _WholeWindows:

@@ -58,7 +58,7 @@ def test_compiled_package_gives_the_models_logits(tmp_path, streaming):
         torch.testing.assert_close(load_predictor(report.path).logits(x), model(x), rtol=0, atol=1e-5)
 
 
-def test_votes_can_be_forgotten_and_membranes_kept(tmp_path):
+def test_the_readout_can_be_reset_and_membranes_kept(tmp_path):
     model = exact_model("spikformer_2_256", img_size=32)
     frames = dyadic(torch.randn(1, 4, 2, 32, 32))
     files = [
@@ -72,7 +72,7 @@ def test_votes_can_be_forgotten_and_membranes_kept(tmp_path):
         predictor, state = load_predictor(file), None
         assert isinstance(predictor, StepPredictor)
         for i, frame in enumerate(frames.unbind(1)):
-            state = predictor.forget_votes(state) if i == 2 else state
+            state = predictor.reset_readout(state) if i == 2 else state
             logits, state = predictor.step(frame, state)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
