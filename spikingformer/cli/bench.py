@@ -4,6 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
+from spikingformer.cli.device import add_device_argument
+
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the other commands say it: torch's name
 
 
@@ -19,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "a checkpoint file or a run's folder",
     )
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add_device_argument(parser)
     parser.add_argument("--precision", "--dtype", choices=(*PRECISIONS, *PRECISIONS.values()), default="fp32",
                         help="other than fp32: under autocast (--dtype: the same)")  # fmt: skip
     parser.add_argument("--batch-size", "--batch", type=int, nargs="+", metavar="B",

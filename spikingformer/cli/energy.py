@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikingformer.cli.device import add_device_argument, refuse_other_than_cpu
 from spikingformer.cli.unread import refuse_given
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data set")
     parser.add_argument("--samples", type=int, metavar="N", help="samples to count (default: the whole test part)")
     parser.add_argument("--batch-size", type=int, metavar="B", help=f"samples a batch (default: {BATCH_SIZE})")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_argument(parser)
     parser.add_argument("--preset", choices=PRESET_NAMES, help="how to price (default: exact)")
     parser.add_argument(
         "--also", nargs="+", choices=(*PRESET_NAMES, "all"), default=[], metavar="PRESET",
@@ -103,8 +104,7 @@ def _refuse_what_is_not_read(args: argparse.Namespace) -> None:
     elif args.data is None:
         why = "nothing is run without --data: add it, or leave this away"
         refuse_given(args, _RUNNING, why)
-        if args.device not in ("auto", "cpu"):
-            raise ValueError(f"--device {args.device}: {why}")
+        refuse_other_than_cpu(args.device, why)
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.samples is not None and args.samples < 1:

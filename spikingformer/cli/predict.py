@@ -3,6 +3,7 @@
 import argparse
 
 from spikingformer.cli import stream
+from spikingformer.cli.device import add_device_argument, refuse_other_than_cpu
 from spikingformer.cli.unread import refuse_given
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -29,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
     parser.add_argument("--top", type=int, metavar="K", help=f"classes to show for each file (default {TOP})")
     parser.add_argument("--batch-size", type=int, metavar="B", help=f"files at a time (default {BATCH_SIZE})")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, or a window")
     stream.add_options(parser)
     parser.set_defaults(run=run)
@@ -67,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from spikingformer.training.setup import choose_device
 
     if is_exported(args.checkpoint):
-        if args.device == "cuda":
-            raise ValueError(f"--device cuda: {args.checkpoint} is an exported file, which runs on the CPU here")
+        refuse_other_than_cpu(args.device, f"{args.checkpoint} is an exported file, which runs on the CPU here")
         model, info = open_exported(args.checkpoint)
     else:
         model, info = load_model(args.checkpoint)

@@ -15,11 +15,6 @@ from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import ModelInfo
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where the model lies; an exported file has no parameters and runs on the CPU."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 def _ranked(logits: torch.Tensor, info: ModelInfo, top: int) -> list[dict[str, Any]]:
     probabilities = logits.float().softmax(0)
     best = probabilities.topk(min(top, len(probabilities)))
@@ -36,7 +31,7 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
         for file in files:
             yield _predict_recording(model, info, file, top)
         return
-    device = _device(model)
+    device = next(model.parameters()).device
     transform = evaluation_transform(
         info.image_size, info.channels, info.interpolation, info.crop_fraction, info.mean, info.std
     )
@@ -74,7 +69,7 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
         frames, seconds = load_recording_as_frames(file, info.kwargs["time_steps"], framing.split_by, info.image_size)
     except EventFileError as error:
         return {"file": file, "error": str(error)}
-    inputs = frames.to(_device(model))
+    inputs = frames.to(next(model.parameters()).device)
     row: dict[str, Any] = {"file": file}
     if isinstance(model, SpikingTransformer):
         steps = model.forward_steps(inputs)[:, 0]
@@ -109,7 +104,7 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
             "--samples: this file does not say what data it was trained on: give files, or a run's checkpoint"
         )
     settings = checkpoint_data(info)
-    device = _device(model)
+    device = next(model.parameters()).device
     loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World(), class_names_of(info))
     done = 0
     for batch in loader.batches():

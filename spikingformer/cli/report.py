@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from spikingformer.cli.device import add_device_argument
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command to the parser."""
@@ -32,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--show", type=int, default=6, metavar="N", help="samples to look inside (default 6)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="samples a batch (default 64)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add_device_argument(parser)
     parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="also write one overview figure")
     parser.add_argument("--json", action="store_true", help="print where the page is, accuracy and energy as JSON")
     parser.set_defaults(run=run)

@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from spikingformer.cli.device import refuse_other_than_cpu
 from spikingformer.cli.unread import refuse_given
 
 OPTIONS = ("window", "sensor", "keep_state", "loop")  # which only a stream reads
@@ -43,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--stream classifies {args.stream} alone, got {what} as well: give the one or the other")
     refuse_given(args, ["top"], "--stream shows the likeliest class of each window (--json: all): leave it away")
     refuse_given(args, ["batch_size"], "--stream takes one window at a time: leave it away")
-    if args.device == "cuda":
-        raise ValueError("--device cuda: windows of --stream run on the CPU here: leave it away")
+    refuse_other_than_cpu(args.device, "windows of --stream run on the CPU here: omit it")
     if args.loop is not None and args.stream == "-":
         raise ValueError("--loop plays a file again, which standard input is not: give the recording's path")
     predictor = load_predictor(args.checkpoint)

@@ -13,11 +13,12 @@ from .runtime import ModulePredictor, Predictor, load_predictor
 
 
 class PredictorModule(nn.Module):
-    """A predictor as a module: input to logits, on the CPU. It has no parameters and is not trained."""
+    """A predictor as a module: input to logits, on the CPU. It cannot be trained."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
         self.predictor = predictor
+        self.empty = nn.Parameter(torch.empty(0), requires_grad=False)  # callers read the device from a parameter
 
     def forward(self, x: Tensor) -> Tensor:
         return self.predictor.logits(x.cpu())
@@ -51,5 +52,5 @@ def model_info(metadata: ExportMetadata) -> ModelInfo:
         kind=metadata.input,
         framing=pre.framing,
         source=f"exported by spikingformer {metadata.package_version}",
-        versions={"torch": torch.__version__},
+        versions={"spikingformer": metadata.package_version},
     )

@@ -321,7 +321,14 @@ def test_folder_that_cannot_be_written(run_folder, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["bench", "--batch", "1"], ["report"], ["energy", "--data", "--samples", "1"], ["energy", "--measure"]],
+    [
+        ["bench", "--batch", "1"],
+        ["report"],
+        ["evaluate"],
+        ["predict", "--samples", "1"],
+        ["energy", "--data", "--samples", "1"],
+        ["energy", "--measure"],
+    ],
     ids=lambda words: " ".join(words[:2]),
 )
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_a_model_that_is_not_square_is_given_its_rows_and_columns(picture):
 
 
 class _Seen(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.empty = torch.nn.Parameter(torch.empty(0))  # tells the device
+
     def forward(self, x):
         self.batch = x
         return torch.zeros(len(x), 5)
@@ -235,7 +239,7 @@ def test_an_int8_file_streams_window_by_window(tmp_path, event_model, recording,
         (["--window", "0.000001"], "less than a microsecond for each of its 3 frames"),
         (["--loop", "nan"], "more than 0 seconds, got nan"),
         (["--samples", "2"], "got --samples as well"),
-        (["--device", "cuda"], "--device cuda: windows of --stream run on the CPU here"),
+        (["--device", "cuda:0"], "--device cuda:0: windows of --stream run on the CPU here"),
         (["--top", "3"], "--top 3: --stream shows the likeliest class of each window"),
         (["--batch-size", "4"], "--batch-size 4: --stream takes one window at a time"),
         (["--window", "0.3", "--device", "cpu"], ""),
@@ -289,7 +293,7 @@ def test_a_number_of_samples_below_none_is_refused(event_model, capsys):
     ("words", "message"),
     [
         (["--samples", "2"], "does not say what data it was trained on"),
-        (["X.png", "--device", "cuda"], "on the CPU here"),
+        (["X.png", "--device", "cuda:1"], "--device cuda:1: "),
     ],
     ids=["samples", "device"],
 )
