@@ -93,15 +93,20 @@ def run_prepare(args: argparse.Namespace) -> int:
     from spikingformer.data.events.prepare import prepare, simulated_note
 
     row = CATALOGUE[args.data_set]
+    largest = min(row.sensor_size)
+    if args.frame_size is not None and not 1 <= args.frame_size <= largest:
+        raise ValueError(f"--frame-size must be from 1 to {largest}, the sensor's size, got {args.frame_size}")
+    if args.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {args.workers}")
+    size = row.sensor_size if args.frame_size is None else (args.frame_size, args.frame_size)
+    formats = [FrameFormat(row.name, row.reader, row.sensor_size, size, t, args.split_by) for t in args.time_steps]
     target = args.to or args.source
     report = _say(args.json)
     samples = prepare(row, args.source, target, args.split, report, args.skip_checksums)
     root = target if _inside(samples[0].path, target) else args.source
-    size = (args.frame_size, args.frame_size) if args.frame_size else row.sensor_size
     caches = []
-    for steps in args.time_steps:
-        start = time.perf_counter()
-        frame_format = FrameFormat(row.name, row.reader, row.sensor_size, size, steps, args.split_by)
+    for frame_format in formats:
+        steps, start = frame_format.time_steps, time.perf_counter()
         folder = args.cache or default_cache_folder(root)
         with _Progress(f"T={steps}", quiet=args.json) as progress:
             path = build_frame_cache(folder, samples, frame_format, root, args.workers, progress)
@@ -139,6 +144,8 @@ def run_show(args: argparse.Namespace) -> int:
     from spikingformer.data.events.recording import cut, is_simulated, read_recording
     from spikingformer.data.events.show import save_gif, save_strip
 
+    if not args.frame_ms > 0:
+        raise ValueError(f"--frame-ms must be above 0, got {args.frame_ms:g}")
     events, size = read_recording(args.file, _sensor(args.sensor))
     start, end, what = args.start, args.end, ""
     if args.trial is not None:

@@ -95,3 +95,26 @@ def test_simulated_sets_are_marked_and_never_mixed_with_real_ones(tmp_path: Path
     (tmp_path / "made" / "SIMULATED.txt").unlink()
     with pytest.raises(ValueError, match="not marked as simulated"):
         write_simulated_set(pictures, labels, names, tmp_path / "made", model=model)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--frame-size", 0], "--frame-size must be from 1 to 128, the sensor's size, got 0"),
+        (["--frame-size", -8], "--frame-size must be from 1 to 128, the sensor's size, got -8"),
+        (["--frame-size", 256], "--frame-size must be from 1 to 128, the sensor's size, got 256"),
+        (["--time-steps", 4, 0], "expected at least 1 time step, got 0"),
+        (["--workers", 0], "--workers must be at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_frames_are_refused_before_anything_is_unpacked(tmp_path: Path, words, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        call("gesture", "--from", tmp_path, *words)
+
+
+@pytest.mark.parametrize("milliseconds", [0, -1, "nan"])
+def test_an_animation_needs_time_for_each_picture(tmp_path: Path, milliseconds) -> None:
+    write_aedat31(tmp_path / "a.aedat", random_events(1000))
+    with pytest.raises(ValueError, match="--frame-ms must be above 0, got"):
+        call("show", tmp_path / "a.aedat", "--output", tmp_path, "--frame-ms", milliseconds)
