@@ -1,9 +1,11 @@
 """Spiking layers: products with BatchNorm, the pool-and-fire stage, attention."""
 
+from spikingformer.native.inputs import POOLS
+
 from .attention import ORDERS, attention_lif, from_heads, spike_attention, to_heads
 from .conv import ConvBN, ConvBNLIF, batch_norm
 from .drop_path import DropPath
-from .pool import POOLS, max_pool
+from .pool import max_pool
 
 __all__ = [
     "ORDERS",

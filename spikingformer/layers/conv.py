@@ -8,10 +8,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikingformer.native.inputs import POOLS
 from spikingformer.neurons import LIF, LIFConfig, State
 
 from .fused import fire, normalise, product, stage_ops
-from .pool import POOLS, max_pool
+from .pool import max_pool
 from .sync_batchnorm import CPUSyncBatchNorm
 
 

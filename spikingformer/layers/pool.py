@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-POOLS = (None, "cml", "sps")
-
 
 def max_pool(x: Tensor) -> Tensor:
     """(T, B, C, H, W) to (T, B, C, ceil(H / 2), ceil(W / 2)).

@@ -5,6 +5,7 @@ T: time steps, B: batch, C: channels, H, W: rows and columns. Only q, k and v ar
 
 import ctypes
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from .library import kernel, threads
 from .memory import empty
-from .neuron_op import NeuronConfig, neuron_args, neuron_constants
+from .neuron_op import neuron_args, neuron_constants
 from .product_op import PackedSpikes, pack_spikes
+
+if TYPE_CHECKING:
+    from spikingformer.neurons import LIFConfig
 
 _ELEMENTS = {torch.float32: 0, torch.float64: 1}
 
@@ -63,7 +67,7 @@ def _pack(x: Tensor) -> PackedSpikes:
     return packed if x.dtype == torch.float32 else replace(packed, binary=bool(((x == 0) | (x == 1)).all()))
 
 
-def attention_lif(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, config: NeuronConfig) -> Tensor | None:
+def attention_lif(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, config: "LIFConfig") -> Tensor | None:
     """Spikes of LIF(q (k^T v) * scale), one head after another in the channels; None where an input is not all spikes.
 
     q, k, v: (T, B, C, H, W), float32 or float64, channels last in memory. Returns the same shape and layout.

@@ -5,41 +5,20 @@ T: time steps first. The op is elementwise over everything but T, so any layout 
 """
 
 import ctypes
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .eager import register, register_differentiable
+from .inputs import is_dense
 from .library import kernel, threads
 from .memory import empty_strided
 
+if TYPE_CHECKING:
+    from spikingformer.neurons import LIFConfig
+
 ELEMENT_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-class NeuronConfig(Protocol):
-    """What is read of `spikingformer.neurons.LIFConfig`."""
-
-    @property
-    def tau(self) -> float: ...
-
-    @property
-    def v_threshold(self) -> float: ...
-
-    @property
-    def v_reset(self) -> float | None: ...
-
-    @property
-    def surrogate(self) -> str: ...
-
-    @property
-    def alpha(self) -> float | None: ...
-
-    @property
-    def detach_reset(self) -> bool: ...
-
-    @property
-    def decay_input(self) -> bool: ...
 
 
 class NeuronArgs(ctypes.Structure):
@@ -69,7 +48,7 @@ def neuron_args(
     )
 
 
-def neuron_constants(config: NeuronConfig) -> tuple[float, float, float | None, int, float, bool, bool]:
+def neuron_constants(config: "LIFConfig") -> tuple[float, float, float | None, int, float, bool, bool]:
     """The neuron's constants in the order in which the torch ops take them."""
     from spikingformer.neurons.surrogate import get_surrogate
 
@@ -81,19 +60,9 @@ def neuron_constants(config: NeuronConfig) -> tuple[float, float, float | None, 
     )  # fmt: skip
 
 
-def is_permuted_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether elements of this shape and stride fill one block of memory without holes or overlaps."""
-    expected = 1
-    for step, size in sorted((st, sz) for st, sz in zip(stride, shape, strict=True) if sz != 1):
-        if step != expected:
-            return False
-        expected *= size
-    return True
-
-
 def dense_steps(x: Tensor) -> Tensor:
     """x (T, ...) itself where each x[t] is dense in memory, else a contiguous copy."""
-    return x if x.numel() == 0 or is_permuted_contiguous(x.shape[1:], x.stride()[1:]) else x.contiguous()
+    return x if x.numel() == 0 or is_dense(x.shape[1:], x.stride()[1:]) else x.contiguous()
 
 
 def _step_strides(x: Tensor) -> tuple[int, ...]:
@@ -224,7 +193,7 @@ _lif_backward = register(op_library, "lif_backward", _lif_backward_cpu, _lif_bac
 
 
 def lif(
-    x: Tensor, config: NeuronConfig, v: Tensor | None = None, want_membrane: bool = True
+    x: Tensor, config: "LIFConfig", v: Tensor | None = None, want_membrane: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Runs LIF neurons over currents x (T, ...) on the CPU.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .eager import register, register_differentiable
+from .inputs import channels_last
 from .library import kernel, threads
 from .memory import empty
 from .neuron_op import NeuronArgs, address_of, op_library
@@ -26,11 +27,6 @@ class StageArgs(ctypes.Structure):
         ("y_steps", ctypes.c_int64), ("batch", ctypes.c_int64), ("height", ctypes.c_int64),
         ("width", ctypes.c_int64), ("channels", ctypes.c_int64), ("pool", ctypes.c_int32), ("threads", ctypes.c_int32),
     ]  # fmt: skip
-
-
-def channels_last(x: Tensor | None) -> Tensor | None:
-    """x (T, B, C, H, W) with memory (T, B, H, W, C)."""
-    return None if x is None else x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def empty_steps(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -6,23 +6,27 @@ reciprocal deviation per channel.
 """
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .eager import register, register_differentiable
+from .inputs import channels_last, check_stage
 from .library import kernel, threads
-from .neuron_op import NEURON_SCHEMA, NeuronArgs, NeuronConfig, address_of, neuron_args, neuron_constants, op_library
+from .neuron_op import NEURON_SCHEMA, NeuronArgs, address_of, neuron_args, neuron_constants, op_library
 from .norm_op import (
     POOL_NUMBERS,
     STAGE_TYPES,
     StageArgs,
-    channels_last,
     check_stage_input,
     empty_steps,
     fake_empty_steps,
     normalisation_backward,
 )
+
+if TYPE_CHECKING:
+    from spikingformer.neurons import LIFConfig
 
 
 def _halved(y: Tensor) -> tuple[int, int]:
@@ -162,7 +166,7 @@ def bn_pool_lif(
     rstd: Tensor,
     weight: Tensor,
     bias: Tensor,
-    config: NeuronConfig,
+    config: "LIFConfig",
     *,
     pool: str | None = None,
     residual: Tensor | None = None,
@@ -185,16 +189,8 @@ def bn_pool_lif(
     both residuals. Raises ValueError for a dtype or combination that has no kernel.
     """
     check_stage_input(y)
-    if (pool or "none") not in POOL_NUMBERS:
-        raise ValueError(f"pool must be one of None, 'cml', 'sps', got {pool!r}")
-    extras = residual is not None or spike_residual is not None or want_current
-    if extras and (pool is not None or repeats > 1):
-        raise ValueError("a residual or the current was asked for together with a pool or repeats: run them apart")
-    if repeats < 1 or (repeats > 1 and y.shape[0] != 1):
-        raise ValueError(f"repeats needs y with T = 1, got T = {y.shape[0]} and repeats = {repeats}")
+    check_stage(y, pool, repeats, residual, spike_residual, want_current)
     for name, extra in (("residual", residual), ("spike_residual", spike_residual)):
-        if extra is not None and extra.shape != y.shape:
-            raise ValueError(f"{name} must have y's shape {tuple(y.shape)}, got {tuple(extra.shape)}")
         if extra is not None and extra.dtype != y.dtype:
             raise ValueError(f"{name} must have y's dtype {y.dtype}, got {extra.dtype}")
     spikes, current = _bn_pool_lif(

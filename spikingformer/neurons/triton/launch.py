@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spikingformer.native.inputs import is_dense
+
 from ..config import LIFConfig
 
 # The neuron's parameters as the ops' schemas list them, in the order of `neuron_arguments`.
@@ -54,18 +56,6 @@ def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
-    """Strides of a tensor that fills its memory without holes or overlap, or None where this one does not."""
-    expected = 1
-    for size, stride in sorted(zip(shape, strides, strict=True), key=lambda pair: pair[1]):
-        if size == 1:
-            continue
-        if stride != expected:
-            return None
-        expected *= size
-    return tuple(strides)
-
-
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides of a contiguous tensor."""
     strides = [1]
@@ -76,8 +66,8 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
     """Strides of one time step x[0] of x (T, ...): its own where it is dense in any order of dims, else contiguous."""
-    shape = tuple(x.shape[1:])
-    return dense_strides(shape, x.stride()[1:]) or contiguous_strides(shape)
+    shape, strides = tuple(x.shape[1:]), x.stride()[1:]
+    return strides if is_dense(shape, strides) else contiguous_strides(shape)
 
 
 def empty_steps(x: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -111,11 +101,6 @@ def elements_per_thread(steps: int, itemsize: int) -> int:
 def power_of_two_at_least(n: int) -> int:
     """The smallest power of two >= n (n >= 1)."""
     return 1 << (n - 1).bit_length()
-
-
-def channels_last(x: Tensor | None) -> Tensor | None:
-    """x (T, B, C, H, W) itself where its memory is (T, B, H, W, C), else a copy that is."""
-    return None if x is None else x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def empty_channels_last(y: Tensor, steps: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 import triton
 from torch import Tensor
 
+from spikingformer.native.inputs import channels_last, check_stage
+
 from ..config import LIFConfig
 from .launch import (
     NEURON_ARGUMENTS,
     NEURON_SCHEMA,
     OPTIONS,
     Tiles,
-    channels_last,
     check_float,
     empty_channels_last,
     neuron_arguments,
@@ -25,8 +26,6 @@ from .neuron import compile_time_neuron
 from .pool_kernels import fire_pool_forward, pool_fire_backward, pool_fire_forward
 from .stage_kernels import normalisation_backward, stage_backward, stage_forward
 from .statistics_kernels import channel_statistics, combine_statistics, combine_sums
-
-POOLS = (None, "cml", "sps")
 
 
 @torch.library.custom_op(
@@ -332,18 +331,9 @@ def bn_pool_lif(
     both residuals. Raises ValueError for a dtype or combination that has no kernel.
     """
     check_float("y", y)
-    if pool not in POOLS:
-        raise ValueError(f"pool must be one of {POOLS}, got {pool!r}")
-    extras = want_current or any(extra is not None for extra in (residual, spike_residual, scale))
-    if extras and (pool is not None or repeats > 1):
-        raise ValueError("residual, scale or current asked for together with a pool or repeats: run them apart")
+    check_stage(y, pool, repeats, residual, spike_residual, want_current or scale is not None)
     if scale is not None and (scale.shape != y.shape[1:2] or scale.dtype != torch.float32):
         raise ValueError(f"scale must be float32 of shape ({y.shape[1]},), got {scale.dtype} of {tuple(scale.shape)}")
-    if repeats < 1 or (repeats > 1 and y.shape[0] != 1):
-        raise ValueError(f"repeats needs y with T = 1, got T = {y.shape[0]} and repeats = {repeats}")
-    for name, extra in (("residual", residual), ("spike_residual", spike_residual)):
-        if extra is not None and extra.shape != y.shape:
-            raise ValueError(f"{name} must have y's shape {tuple(y.shape)}, got {tuple(extra.shape)}")
     s, current = triton_bn_pool_lif(
         y, mean, rstd, weight, bias, residual, spike_residual, None if scale is None else scale.detach().contiguous(),
         batch_statistics, want_current, pool or "none", repeats, *neuron_arguments(config),
