@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikingformer.layers import ConvBN, ConvBNLIF
+from spikingformer.layers import ConvBN, ConvBNLIF, folded_convolution
 from spikingformer.models import ModelConfig, Spikformer, Spikingformer
 from spikingformer.neurons import LIFConfig
 
@@ -67,27 +67,12 @@ class Program:
     counts: bool  # the stream holds counts
 
 
-def folded(layer: ConvBN | ConvBNLIF) -> tuple[Tensor, Tensor]:
-    """Weight and bias of convolution and BatchNorm (running statistics) as one, in float64."""
-    weight = layer.conv.weight.detach().double()
-    bias = torch.zeros(len(weight), dtype=torch.float64)
-    if layer.conv.bias is not None:
-        bias = layer.conv.bias.detach().double()
-    if isinstance(layer.bn, nn.Identity):
-        return weight, bias
-    assert layer.bn.running_mean is not None
-    assert layer.bn.running_var is not None
-    factor = layer.bn.weight.detach().double() / (layer.bn.running_var.double() + layer.bn.eps).sqrt()
-    shift = layer.bn.bias.detach().double()
-    return weight * factor[:, None, None, None], (bias - layer.bn.running_mean.double()) * factor + shift
-
-
 def _product(name: str, layer: ConvBN | ConvBNLIF, source: str, into: str = "current") -> Product:
-    return Product(name, *folded(layer), source, into)
+    return Product(name, *folded_convolution(layer.conv, layer.bn), source, into)
 
 
 def _side_by_side(name: str, layers: tuple[ConvBNLIF, ...], source: str) -> Product:
-    weights, biases = zip(*(folded(f) for f in layers), strict=True)
+    weights, biases = zip(*(folded_convolution(f.conv, f.bn) for f in layers), strict=True)
     return Product(name, torch.cat(weights), torch.cat(biases), source, "current")
 
 

@@ -1,8 +1,4 @@
-"""BatchNorm folded into the convolution before it.
-
-conv(x) * g + (beta - mean * g), g = gamma / sqrt(var + eps): the same function, without a pass of its own.
-The zero padding of a 3x3 convolution adds nothing before the bias does, so the fold holds at the borders too.
-"""
+"""Models whose BatchNorm is folded into the convolution before it: the same function, without a pass of its own."""
 
 import copy
 from dataclasses import dataclass
@@ -11,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from spikingformer.layers import ConvBN, ConvBNLIF
+from spikingformer.layers import ConvBN, ConvBNLIF, folded_convolution
 from spikingformer.models import SpikingTransformer
 from spikingformer.neurons import use_backend
 
@@ -23,19 +19,6 @@ Model = TypeVar("Model", bound=nn.Module)
 def is_folded(model: nn.Module) -> bool:
     """Whether no BatchNorm is left in any product of the model."""
     return not any(isinstance(m.bn, nn.modules.batchnorm._BatchNorm) for m in _products(model))
-
-
-def folded_convolution(conv: nn.Conv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
-    """(weight, bias) of the one convolution that equals `conv` followed by `bn` in eval mode; computed in float64."""
-    if bn.running_mean is None or bn.running_var is None:
-        raise ValueError("this BatchNorm keeps no running statistics, so it cannot be folded")
-    gain = (bn.running_var.double() + bn.eps).rsqrt()
-    shift = torch.zeros_like(gain)
-    if bn.weight is not None:
-        gain, shift = gain * bn.weight.double(), bn.bias.double()
-    bias = torch.zeros_like(gain) if conv.bias is None else conv.bias.double()
-    weight = conv.weight.double() * gain[:, None, None, None]
-    return weight.to(conv.weight.dtype), ((bias - bn.running_mean.double()) * gain + shift).to(conv.weight.dtype)
 
 
 def fold_batch_norm(model: Model) -> Model:
@@ -52,9 +35,9 @@ def fold_batch_norm(model: Model) -> Model:
     for product in _products(folded):
         if isinstance(product.bn, nn.Identity):
             continue
-        weight, bias = folded_convolution(product.conv, product.bn)
-        product.conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        product.conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        weight, bias = (t.to(product.conv.weight.dtype) for t in folded_convolution(product.conv, product.bn))
+        product.conv.weight = nn.Parameter(weight, requires_grad=False)
+        product.conv.bias = nn.Parameter(bias, requires_grad=False)
         product.bn = nn.Identity()  # type: ignore[assignment]
     return folded.eval()
 

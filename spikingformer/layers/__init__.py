@@ -3,7 +3,7 @@
 from spikingformer.native.inputs import POOLS
 
 from .attention import ORDERS, attention_lif, from_heads, spike_attention, to_heads
-from .conv import ConvBN, ConvBNLIF, batch_norm
+from .conv import ConvBN, ConvBNLIF, batch_norm, folded_convolution
 from .drop_path import DropPath
 from .pool import max_pool
 
@@ -15,6 +15,7 @@ __all__ = [
     "DropPath",
     "attention_lif",
     "batch_norm",
+    "folded_convolution",
     "from_heads",
     "max_pool",
     "spike_attention",

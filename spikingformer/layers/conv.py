@@ -43,6 +43,26 @@ def batch_norm(bn: nn.BatchNorm2d | nn.SyncBatchNorm, y: Tensor, repeats: int) -
     return out
 
 
+def folded_convolution(conv: nn.Conv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm | nn.Identity) -> tuple[Tensor, Tensor]:
+    """(weight, bias) in float64 of the one convolution that equals `conv` followed by `bn` in eval mode.
+
+    conv(x) * g + (beta - mean * g), g = gamma / sqrt(var + eps). Zero padding adds nothing before the bias does, so
+    this holds at the borders too. An Identity as `bn` leaves the convolution as it is.
+    Raises ValueError for a BatchNorm without running statistics.
+    """
+    weight = conv.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    if isinstance(bn, nn.Identity):
+        return weight, bias
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("this BatchNorm keeps no running statistics, so it cannot be folded")
+    scale, shift = torch.ones_like(bias), torch.zeros_like(bias)
+    if bn.weight is not None:
+        scale, shift = bn.weight.detach().double(), bn.bias.detach().double()
+    gain = scale / (bn.running_var.double() + bn.eps).sqrt()
+    return weight * gain[:, None, None, None], (bias - bn.running_mean.double()) * gain + shift
+
+
 def _same_size_conv(in_channels: int, out_channels: int, kernel_size: int, bias: bool) -> nn.Conv2d:
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that pictures keep their size, got {kernel_size}")

@@ -9,7 +9,17 @@ from timm.utils import freeze
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikingformer.layers import ConvBN, ConvBNLIF, DropPath, from_heads, fused, max_pool, spike_attention, to_heads
+from spikingformer.layers import (
+    ConvBN,
+    ConvBNLIF,
+    DropPath,
+    folded_convolution,
+    from_heads,
+    fused,
+    max_pool,
+    spike_attention,
+    to_heads,
+)
 from spikingformer.neurons.backend import unavailable, use_backend
 
 D = torch.float64
@@ -80,6 +90,30 @@ def test_product_over_time_is_the_product_of_each_step():
     layer = ConvBN(4, 6, 3).to(D).eval()
     x = torch.randn(3, 2, 4, 5, 5, dtype=D)
     torch.testing.assert_close(layer(x)[1], layer(x[1:2])[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_folded_convolution_is_the_convolution_and_its_norm(affine, bias):
+    torch.manual_seed(0)
+    conv, bn = nn.Conv2d(3, 5, 3, padding=1, bias=bias).to(D), nn.BatchNorm2d(5, eps=0.1, affine=affine).to(D).eval()
+    for t in (bn.running_mean, bn.running_var, *bn.parameters()):
+        t.data.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 4, 6, dtype=D)
+    weight, folded_bias = folded_convolution(conv, bn)
+    assert not weight.requires_grad
+    assert not folded_bias.requires_grad
+    got = nn.functional.conv2d(x, weight, folded_bias, padding=1)
+    torch.testing.assert_close(got, bn(conv(x)), rtol=1e-12, atol=1e-12)
+
+
+def test_folding_without_a_norm_or_without_statistics():
+    conv = nn.Conv2d(3, 5, 1, bias=False)
+    weight, bias = folded_convolution(conv, nn.Identity())
+    assert torch.equal(weight, conv.weight.double())
+    assert torch.equal(bias, torch.zeros(5, dtype=D))
+    with pytest.raises(ValueError, match="keeps no running statistics, so it cannot be folded"):
+        folded_convolution(conv, nn.BatchNorm2d(5, track_running_stats=False))
 
 
 def test_cumulative_average_batch_norm_is_left_alone():
