@@ -20,6 +20,7 @@ from spikingformer.data.randomness import derive_seed
 from spikingformer.energy.monitor import RateMonitor
 from spikingformer.energy.sparsity import SparsityTerm
 from spikingformer.training.checkpoint import save_model, versions
+from spikingformer.training.checkpoint_plan import CheckpointPlan
 from spikingformer.training.distributed import World, barrier, sum_over_processes
 from spikingformer.training.evaluation import Evaluation, evaluate
 from spikingformer.training.inputs import Inputs
@@ -27,9 +28,11 @@ from spikingformer.training.late_value import LateValue
 from spikingformer.training.nonfinite import (
     NonFiniteLoss,
     explain,
-    first_nonfinite,
+    gradients_are_finite,
     nan_unless_finite,
+    nonfinite_in_any_process,
     running_statistics,
+    what_is_not_finite,
 )
 from spikingformer.training.out_of_memory import out_of_memory
 from spikingformer.training.parallel import (
@@ -37,7 +40,6 @@ from spikingformer.training.parallel import (
     dealt_to,
     gathered,
     is_sharded,
-    own_share,
     replicate,
     without_exchange,
 )
@@ -106,7 +108,7 @@ class Trainer:
         )
         self._rehearsed = device.type != "cuda" or not recipe.schedule.early_epochs
         self._statistics = running_statistics(model)
-        self._last_saved = time.monotonic()
+        self._checkpoints = CheckpointPlan(recipe.checkpoint, self.steps_per_epoch, device, world)
         self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
 
     def _wrap(self, model: nn.Module) -> nn.Module:
@@ -171,7 +173,7 @@ class Trainer:
         state = self.capture() if self.world.is_first or self.sharded else None
         if state is not None and self.world.is_first:
             save_state(self.folder, state)
-        self._last_saved = time.monotonic()
+        self._checkpoints.saved()
 
     def evaluated_model(self) -> nn.Module:
         """The averaged weights where there are any."""
@@ -179,14 +181,15 @@ class Trainer:
 
     # --- one step ---
 
-    def _readable(self, step: Step) -> Step:
-        """The step with the number of samples, over all processes, that could be read: what its loss is the mean of."""
+    def _readable(self, step: Step) -> tuple[Step, int]:
+        """The step with the number of samples that could be read, which its loss is the mean of, and how many could
+        not; both over all processes."""
         if self.recipe.data.unreadable == "stop":
-            return step
+            return step, 0
         left_out = sum(part.unreadable for part in step.parts)
         if self.world.size > 1:
             left_out = int(sum_over_processes(torch.tensor(left_out, device=self.device), self.world))
-        return replace(step, samples=step.samples - left_out)
+        return replace(step, samples=step.samples - left_out), left_out
 
     def _loss(self, step: Step, epoch: int, number: int) -> torch.Tensor:
         """Forward and backward over this process's parts; returns its share of the step's mean loss."""
@@ -238,46 +241,32 @@ class Trainer:
         assert isinstance(inner, nn.Module)
         return without_exchange(inner) if waits else nullcontext()
 
-    def _agree(self, loss: torch.Tensor, unreadable: int) -> tuple[torch.Tensor, bool, bool, int]:
-        """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint,
-        and the samples left out."""
-        stop, due = bool(self.stop), self._due()
+    def _agree(self, loss: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
+        """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint."""
+        stop, due = bool(self.stop), self._checkpoints.after_this_step(self.progress)
         if self.world.size == 1:
-            return loss, stop, due, unreadable
-        flags = [float(stop), float(due and self.world.is_first), float(unreadable)]
+            return loss, stop, due
+        flags = [float(stop), float(due and self.world.is_first)]
         values = torch.tensor([0.0, *flags], device=self.device, dtype=torch.float64)
         values[0] = loss
         dist.all_reduce(values)
-        return values[0].to(loss.dtype), bool(values[1] > 0), bool(values[2] > 0), int(values[3])
+        return values[0].to(loss.dtype), bool(values[1] > 0), bool(values[2] > 0)
 
     def _check_unseen_loss(self) -> None:
         if self._unseen_loss is not None:
             loss, self._unseen_loss = self._unseen_loss.read(), None
             if not math.isfinite(loss):
-                self._stop_on(self._what(loss))
+                self._stop_on(what_is_not_finite(loss, self._statistics))
 
     def _check_finite(self) -> None:
         """Every process raises where one holds what must not be saved."""
         self._check_unseen_loss()
-        name = first_nonfinite({name: own_share(t) for name, t in self._tensors()[0].items()})
-        found = torch.tensor(float(name is not None), device=self.device)
-        if float(sum_over_processes(found, self.world)):
-            self._stop_on(f"{name or 'a tensor of another process'} is not finite")
+        if (name := nonfinite_in_any_process(self._tensors()[0], self.device, self.world)) is not None:
+            self._stop_on(f"{name} is not finite")
 
     def _gradients_are_finite(self) -> bool:
-        """In every process. Under fp16 the scaler leaves out steps whose gradients are not, and goes on."""
-        if self.scaler.is_enabled():
-            return True
-        finite = [own_share(p.grad).isfinite().all() for p in self.model.parameters() if p.grad is not None]
-        return not float(sum_over_processes((~torch.stack(finite)).any().float(), self.world))
-
-    def _what(self, loss: float) -> str:
-        """What is not finite: a gradient, the loss, or statistics that made it NaN (see nan_unless_finite)."""
-        if math.isfinite(loss):
-            return "a gradient is not finite, though the loss is"
-        name = first_nonfinite(self._statistics)
-        hidden = "spikes can hide that from the loss; is NaN among the samples?"
-        return f"the loss is {loss}" if name is None else f"{name} is not finite ({hidden})"
+        """In every process. Under fp16 the scaler leaves out steps whose gradients are not, and continues."""
+        return self.scaler.is_enabled() or gradients_are_finite(self.model, self.world)
 
     def _stop_on(self, what: str) -> NoReturn:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
@@ -312,9 +301,9 @@ class Trainer:
         self.schedule.set(p.epoch, p.step, p.learning_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.model.buffers()] if recipe.nonfinite == "skip" else []
-        step = self._readable(step)
+        step, unreadable = self._readable(step)
         own_loss = nan_unless_finite(self._loss_that_fits(step), self._statistics)
-        loss, asked, due, unreadable = self._agree(own_loss, sum(part.unreadable for part in step.parts))
+        loss, asked, due = self._agree(own_loss)
         counted: torch.Tensor | None = loss
         if recipe.nonfinite == "stop":
             self._check_unseen_loss()
@@ -330,7 +319,7 @@ class Trainer:
                 buffer.copy_(old)
             counted = None
         else:
-            self._step_back(self._what(float(loss)))
+            self._step_back(what_is_not_finite(float(loss), self._statistics))
             return asked, False
         p.unreadable += unreadable
         self._count(step, counted)
@@ -425,30 +414,6 @@ class Trainer:
         self._speed = {"seconds": seconds, "samples_per_second": samples / seconds, "data_wait_share": waited / seconds}
         return True
 
-    def _due_by_steps(self, steps: int) -> bool:
-        every = self.recipe.checkpoint.every_steps
-        return every > 0 and steps % every == 0
-
-    def _time_is_up(self) -> bool:
-        return 0 < self.recipe.checkpoint.every_seconds <= time.monotonic() - self._last_saved
-
-    def _due(self) -> bool:
-        """Whether a checkpoint, by steps or by time, is to follow the step under way; never an epoch's last one."""
-        p = self.progress
-        return p.step + 1 < self.steps_per_epoch and (self._due_by_steps(p.global_step + 1) or self._time_is_up())
-
-    def _due_after_epoch(self) -> bool:
-        """Whether the state is to be saved after the epochs so far; all processes agree."""
-        settings, p = self.recipe.checkpoint, self.progress
-        best_was_saved = p.best_epoch == p.epoch - 1  # the state has to know which weights are the best
-        by_epochs = p.finished or best_was_saved or p.epoch % settings.every_epochs == 0
-        if by_epochs or self._due_by_steps(p.global_step):
-            return True
-        if not settings.every_seconds:
-            return False
-        first_wants = torch.tensor(float(self.world.is_first and self._time_is_up()), device=self.device)
-        return bool(sum_over_processes(first_wants, self.world))
-
     def _end_epoch(self) -> Evaluation | None:
         p, recipe = self.progress, self.recipe
         self._check_finite()  # before weights are evaluated and saved
@@ -476,7 +441,7 @@ class Trainer:
         self._loss_sum.zero_()
         p.finished = last
         self.reporter.record("epoch", p.global_step, values)
-        if self._due_after_epoch():
+        if self._checkpoints.after_epoch(p):
             self._write_state()
         self.reporter.say(epoch_line(values, recipe.total_epochs, sum(time_steps[1:]) / time_steps[0]))
         return evaluation

@@ -1,9 +1,13 @@
 """NaN and infinity: seen where spikes hide them from the loss, refused before they are saved, said with what to try."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from spikingformer.training.distributed import World, sum_over_processes
+from spikingformer.training.parallel import own_share
 
 
 class NonFiniteLoss(ValueError):
@@ -30,6 +34,28 @@ def nan_unless_finite(loss: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
     if not statistics:
         return loss
     return loss + 0 * torch.cat([t.flatten() for t in statistics.values()]).sum().to(loss.dtype)
+
+
+def what_is_not_finite(loss: float, statistics: Mapping[str, Tensor]) -> str:
+    """In words: a gradient, the loss, or statistics that made it NaN (see `nan_unless_finite`)."""
+    if math.isfinite(loss):
+        return "a gradient is not finite, though the loss is"
+    name = first_nonfinite(statistics)
+    hidden = "spikes can hide that from the loss; is NaN among the samples?"
+    return f"the loss is {loss}" if name is None else f"{name} is not finite ({hidden})"
+
+
+def nonfinite_in_any_process(tensors: Mapping[str, Tensor], device: torch.device, world: World) -> str | None:
+    """Name of a tensor that holds NaN or infinity in this process or in another; all processes call it."""
+    name = first_nonfinite({name: own_share(t) for name, t in tensors.items()})
+    found = sum_over_processes(torch.tensor(float(name is not None), device=device), world)
+    return (name or "a tensor of another process") if float(found) else None
+
+
+def gradients_are_finite(model: nn.Module, world: World) -> bool:
+    """In every process; all of them call it."""
+    finite = [own_share(p.grad).isfinite().all() for p in model.parameters() if p.grad is not None]
+    return not float(sum_over_processes((~torch.stack(finite)).any().float(), world))
 
 
 def explain(what: str, where: str, policy: str, step_backs: int, has_checkpoint: bool) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from rich.console import Console
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.models import Spikingformer
@@ -117,7 +120,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
     """Runs a recipe into a folder.
 
     Args:
-        resume: go on from the folder's last checkpoint, if it has one; a process that torchrun restarted always does.
+        resume: continue from the folder's last checkpoint, if it has one; a process that torchrun restarted does so
+            always.
 
     Raises:
         ValueError: bad recipe, data or folder, a loss that is not finite. StoppedBySignal: saved, not finished.
@@ -130,53 +134,18 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
     console = make_console(world.is_first)
     with ExitStack() as stack:
         stack.enter_context(process_group(world, device))
-        problem = None
-        if world.is_first:
-            try:
-                stack.enter_context(locked(folder))  # before the next: no --resume while another run writes there
-                if not resume and has_run(folder):
-                    raise ValueError(
-                        f"{folder}: holds a run already; add --resume to go on with it, or choose another --output"
-                    )
-            except ValueError as error:
-                problem = str(error)
-        agree_to_start(world, problem)
-        state, warning = load_state(folder)
-        if warning:
-            console.print(warning, style="yellow", markup=False)
-        if state is not None:
-            _check_same_run(folder, state, recipe)
-            if (name := first_nonfinite(state.tensors)) is not None:  # older versions saved such states
-                raise ValueError(
-                    f"{folder}: its last checkpoint holds NaN or infinity in {name}, so the run cannot go on from it: "
-                    "train anew with another --output"
-                )
+        _take_folder(stack, folder, resume, world)
+        state = _read_checkpoint(folder, recipe, console)
         if state is not None and state.progress.finished and (result := _read_result(folder)) is not None:
-            console.print(f"{folder}: finished already ({state.progress.epoch} epochs)", markup=False)
+            console.print(f"{folder}: already finished ({state.progress.epoch} epochs)", markup=False)
             console.print(_summary(result, recipe), markup=False)
             return result
-        if world.is_first and state is None:
-            inputs_note = "starting anew: no checkpoint there yet" if resume and has_run(folder) else ""
-            if inputs_note:
-                console.print(f"{folder}: {inputs_note}", markup=False)
+        if state is None and resume and has_run(folder):
+            console.print(f"{folder}: no checkpoint there yet, so the run starts from the beginning", markup=False)
         inputs = create_inputs(recipe, device, world)
         if state is not None:
             _check_same_data(folder, state, inputs)
-        model = build_model(recipe, len(inputs.class_names), inputs.kind, partial(console.print, markup=False))
-        if recipe.precision == "fp64":
-            model = model.double()
-        if recipe.sync_batchnorm and world.size > 1:
-            model = synchronise(model, device)
-        if recipe.grad_checkpointing:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = build_average(recipe, model, is_sharded(recipe, world))
-        for module in [model] if average is None else [model, average.module]:
-            if is_sharded(recipe, world):
-                shard(module, device, world)
-            else:
-                module.to(device)
+        model, average = _build_models(recipe, inputs, device, world, console)
         optimizer = build_optimizer(recipe, model)
         if world.is_first and state is None:
             start_run(folder, recipe)
@@ -187,41 +156,106 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, world: World | Non
         trainer = Trainer(recipe, model, optimizer, inputs, folder, device, world, reporter, stop, average)
         if state is not None:
             trainer.restore(state)
-            p = trainer.progress
-            if p.finished:
-                reporter.say(f"{folder}: finished already ({p.epoch} epochs)")
-            else:
-                reporter.say(f"{folder}: going on from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
-            if state.world_size != world.size and not p.finished:
-                reporter.say(
-                    f"begun by {state.world_size} processes, gone on with by {world.size}: the same batches, but the "
-                    "sums and BatchNorm's statistics of each process differ from an unbroken run",
-                    "yellow",
-                )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        reporter.say(
-            f"{recipe.model.name}: {parameters:,} parameters, {len(inputs.class_names)} classes, on {device}"
-            + _processes(recipe, world)
-            + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
-            + (f" ({recipe.schedule.cooldown_epochs} of them cool-down)" if recipe.schedule.cooldown_epochs else "")
-        )
-        if recipe.schedule.warmup_epochs >= recipe.epochs and recipe.schedule.name != "constant":
-            reporter.say(
-                f"schedule.warmup_epochs={recipe.schedule.warmup_epochs} of epochs={recipe.epochs}: the learning rate "
-                "only rises; for a result, give fewer schedule.warmup_epochs",
-                "yellow",
-            )
-        if recipe.batch_size == 1 and isinstance(model, Spikingformer):
-            reporter.say(
-                "batch_size=1: the last BatchNorm normalises over the values that the head averages, so gradients "
-                "vanish; give at least 2",
-                "yellow",
-            )
+            _announce_resumed(trainer, state)
+        _announce(trainer)
         began = time.monotonic()
         total = trainer.steps_per_epoch * recipe.total_epochs
         with progress_bar(console, total, trainer.progress.global_step, "steps") as bar:
             trainer.run(bar)
         return _finish(trainer, time.monotonic() - began)
+
+
+def _take_folder(stack: ExitStack, folder: Path, resume: bool, world: World) -> None:
+    """Locks the folder until the stack closes. Raises ValueError, in every process, where this run may not write."""
+    problem = None
+    if world.is_first:
+        try:
+            stack.enter_context(locked(folder))  # before the next: no --resume while another run writes there
+            if not resume and has_run(folder):
+                raise ValueError(
+                    f"{folder}: already holds a run; add --resume to continue it, or choose another --output"
+                )
+        except ValueError as error:
+            problem = str(error)
+    agree_to_start(world, problem)
+
+
+def _read_checkpoint(folder: Path, recipe: Recipe, console: Console) -> RunState | None:
+    """The state to continue from; None: there is none. Raises ValueError for one of another run and for NaN in it."""
+    state, warning = load_state(folder)
+    if warning:
+        console.print(warning, style="yellow", markup=False)
+    if state is None:
+        return None
+    _check_same_run(folder, state, recipe)
+    if (name := first_nonfinite(state.tensors)) is not None:  # older versions saved such states
+        raise ValueError(
+            f"{folder}: its last checkpoint holds NaN or infinity in {name}, so the run cannot continue from it: "
+            "train again with another --output"
+        )
+    return state
+
+
+def _build_models(
+    recipe: Recipe, inputs: Inputs, device: torch.device, world: World, console: Console
+) -> tuple[nn.Module, ModelEmaV3 | None]:
+    """The model and its average (None: the recipe wants none), on the device, sharded if asked."""
+    model = build_model(recipe, len(inputs.class_names), inputs.kind, partial(console.print, markup=False))
+    if recipe.precision == "fp64":
+        model = model.double()
+    if recipe.sync_batchnorm and world.size > 1:
+        model = synchronise(model, device)
+    if recipe.grad_checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sharded = is_sharded(recipe, world)
+    average = build_average(recipe, model, sharded)
+    for module in [model] if average is None else [model, average.module]:
+        if sharded:
+            shard(module, device, world)
+        else:
+            module.to(device)
+    return model, average
+
+
+def _announce_resumed(trainer: Trainer, state: RunState) -> None:
+    p, folder, processes = trainer.progress, trainer.folder, trainer.world.size
+    if p.finished:
+        trainer.reporter.say(f"{folder}: already finished ({p.epoch} epochs)")
+        return
+    trainer.reporter.say(f"{folder}: continuing from epoch {p.epoch + 1}, step {p.step} of {trainer.steps_per_epoch}")
+    if state.world_size != processes:
+        trainer.reporter.say(
+            f"started with {state.world_size} processes, resumed with {processes}: the batches are the same, but sums "
+            "are rounded and BatchNorm's statistics are taken over other shares, so the numbers differ from those of "
+            "an uninterrupted run",
+            "yellow",
+        )
+
+
+def _announce(trainer: Trainer) -> None:
+    """What is trained, where and for how long, and settings that are unlikely to be meant."""
+    recipe, model, say = trainer.recipe, trainer.model, trainer.reporter.say
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        f"{recipe.model.name}: {parameters:,} parameters, {trainer.classes} classes, on {trainer.device}"
+        + _processes(recipe, trainer.world)
+        + f"; {trainer.steps_per_epoch} steps an epoch, {recipe.total_epochs} epochs"
+        + (f" ({recipe.schedule.cooldown_epochs} of them cool-down)" if recipe.schedule.cooldown_epochs else "")
+    )
+    if recipe.schedule.warmup_epochs >= recipe.epochs and recipe.schedule.name != "constant":
+        say(
+            f"schedule.warmup_epochs={recipe.schedule.warmup_epochs} of epochs={recipe.epochs}: the learning rate "
+            "never stops rising; use fewer schedule.warmup_epochs for a real result",
+            "yellow",
+        )
+    if recipe.batch_size == 1 and isinstance(model, Spikingformer):
+        say(
+            "batch_size=1: the last BatchNorm normalises over the values that the head averages, so gradients "
+            "vanish; use at least 2",
+            "yellow",
+        )
 
 
 def _read_result(folder: Path) -> Result | None:

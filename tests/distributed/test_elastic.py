@@ -72,6 +72,6 @@ def test_torchrun_restarts_and_the_run_ends_as_if_unbroken(tmp_path):
         if launcher.poll() is None:
             launcher.kill()
         log.close()
-    assert "going on from epoch" in (tmp_path / "log").read_text()
+    assert "continuing from epoch" in (tmp_path / "log").read_text()
     assert complete(whole, overrides, ranks=2) == [0, 0], words(whole, 0)
     assert differing(final_state(folder), final_state(whole)) == []

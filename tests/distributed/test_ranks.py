@@ -189,4 +189,4 @@ def test_one_rank_asked_to_stop_stops_all_after_saving(tmp_path):
 def test_all_ranks_hear_why_the_first_refuses(single, tmp_path):
     assert finish(start(single, EXACT, ranks=2), 60) == [2, 2]
     for rank in (0, 1):
-        assert "holds a run already; add --resume" in words(single, rank)
+        assert "already holds a run; add --resume" in words(single, rank)

@@ -79,7 +79,7 @@ def test_a_signal_saves_and_leaves_with_75(unbroken, tmp_path, number):
     assert finish([process]) == [75], words(folder)
     assert f"{number.name}: saving, then leaving" in words(folder)
     assert complete(folder, RUN, resume=True) == [0], words(folder)
-    assert "going on from epoch" in words(folder)
+    assert "continuing from epoch" in words(folder)
     assert differing(final_state(folder), final_state(unbroken)) == []
 
 
@@ -135,7 +135,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
         assert complete(folder, RUN) == [2]
         (folder / "recipe.yaml").write_text("")  # as if it had begun: resuming would be the wrong advice now
         assert complete(folder, RUN) == [2]
-    assert "holds a run already" not in words(folder)
+    assert "already holds a run" not in words(folder)
     assert f"{folder}: another run is writing there (process {os.getpid()} on " in words(folder)
     assert "choose another --output or wait for it" in words(folder)
 
@@ -144,6 +144,6 @@ def test_resuming_a_finished_run_says_so_and_keeps_its_weights(unbroken, tmp_pat
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     assert complete(folder, RUN, resume=True) == [0], words(folder)
-    assert f"{folder}: finished already (3 epochs)" in words(folder)
-    assert "going on from" not in words(folder)
+    assert f"{folder}: already finished (3 epochs)" in words(folder)
+    assert "continuing from" not in words(folder)
     assert differing(final_state(folder), final_state(unbroken)) == []

@@ -190,7 +190,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 def test_folder_with_a_run_is_refused_and_kept(tmp_path):
     train(tiny_recipe(epochs=1), tmp_path)
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
         train(tiny_recipe(epochs=1), tmp_path)
     assert (tmp_path / "state.safetensors").read_bytes() == before
 

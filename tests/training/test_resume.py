@@ -354,7 +354,7 @@ def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(MemoryTraining, "steps", None)
     assert train(recipe, tmp_path, resume=True) == first
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
-    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: finished already (1 epochs)", said]
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: already finished (1 epochs)", said]
     assert f"chosen on the held-out training samples): {first.best_top1:.2f} %" in said
     assert read_model_file(tmp_path / "best.safetensors")[1].metrics_part == HELD_OUT
     (tmp_path / "result.json").unlink()
