@@ -6,9 +6,9 @@ from spikingformer.cli import stream
 from spikingformer.cli.device import add_device_argument, refuse_other_than_cpu
 from spikingformer.cli.unread import refuse_given
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_MODEL = "spikingformer_cml_4_384.cifar10_minutes"
 TOP, BATCH_SIZE = 5, 32
+ANIMATIONS = (".gif",)  # their first picture; data sets hold none
 RECORDINGS = (".aedat", ".bin", ".bs2")
 
 
@@ -41,14 +41,20 @@ def _holds_pictures(path: str) -> bool:
     from pathlib import Path
 
     found = {p.suffix.lower() for p in Path(path).iterdir()} if Path(path).is_dir() else set()
-    return bool(found & set(PICTURES)) and ".safetensors" not in found
+    return bool(found & set(_picture_suffixes())) and ".safetensors" not in found
+
+
+def _picture_suffixes() -> tuple[str, ...]:
+    from spikingformer.data.folder import PICTURE_SUFFIXES
+
+    return (*PICTURE_SUFFIXES, *ANIMATIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    if args.checkpoint.lower().endswith(PICTURES) or _holds_pictures(args.checkpoint):
+    if args.checkpoint.lower().endswith(_picture_suffixes()) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
         print(f"no model given: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
     if args.samples < 0:
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         model, info = load_model(args.checkpoint)
         model = model.to(choose_device(args.device))
-    suffixes = PICTURES if info.kind == "pictures" else RECORDINGS
+    suffixes = _picture_suffixes() if info.kind == "pictures" else RECORDINGS
     files = find_files(args.paths, suffixes)
     unreadable = 0
     sources = [predict_files(model, info, files, top, batch_size)]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .constants import pj
 from .facts import Facts, Kind, Product
@@ -98,29 +99,40 @@ def _values(p: Product) -> int:
     return n
 
 
-MEMORY_MODELS: dict[str, Callable[[Facts], list[Line]]] = {
-    "none": lambda facts: [],
-    "lemaire2022": lemaire2022,
-    "sram64": sram64,
+@dataclass(frozen=True)
+class MemoryModel:
+    """Prices of memory accesses, for a spiking network and for the same network without spikes."""
+
+    lines: Callable[[Facts], list[Line]]  # of the spiking network
+    dense_value: Callable[[float], float]  # pJ to move one FP32 value to or from a memory of that many bytes
+
+
+MEMORY_MODELS = {
+    "none": MemoryModel(lambda facts: [], lambda size: 0.0),
+    "lemaire2022": MemoryModel(lemaire2022, interpolated_access),
+    "sram64": MemoryModel(sram64, lambda size: smallest_access(size) / 2),  # two values per word
 }
+
+
+def get_memory_model(name: str) -> MemoryModel:
+    """The memory model called `name`. Raises ValueError that lists the names there are."""
+    if name not in MEMORY_MODELS:
+        raise ValueError(f"unknown memory model {name!r}: use one of {', '.join(MEMORY_MODELS)}")
+    return MEMORY_MODELS[name]
 
 
 def add_memory(bill: Bill, facts: Facts, model: str) -> Bill:
     """The bill with memory lines appended. Raises ValueError for an unknown memory model."""
-    if model not in MEMORY_MODELS:
-        raise ValueError(f"unknown memory model {model!r}: use one of {', '.join(MEMORY_MODELS)}")
-    bill.lines += MEMORY_MODELS[model](facts)
+    bill.lines += get_memory_model(model).lines(facts)
     return bill
 
 
 def ann_memory_mj(facts: Facts, model: str) -> float:
     """Memory accesses of the same network without spikes at T = 1 in FP32, under the same memory model; mJ a sample.
 
-    Each product reads an input and a weight, each output is written once; "sram64" moves two values a word.
+    Each product reads an input and a weight, each output is written once. Raises ValueError for an unknown model.
     """
-    if model == "none":
-        return 0.0
-    price, per_word = (interpolated_access, 1) if model == "lemaire2022" else (smallest_access, 2)
+    price = get_memory_model(model).dense_value
     total = 0.0
     for p in facts.products:
         steps = facts.steps_of(p)
@@ -129,4 +141,4 @@ def ann_memory_mj(facts: Facts, model: str) -> float:
         inputs = _values(p) * _BYTES
         weights = p.parameters * _BYTES if p.weighted else inputs
         total += dense * (price(inputs) + price(weights)) + outputs * price(_outputs(p) * _BYTES)
-    return total / per_word / 1e9
+    return total / 1e9

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from spikingformer.export.observe import observed_spikes
 from spikingformer.layers import to_heads
 from spikingformer.models import SpikingTransformer
 from spikingformer.models.spikformer import Block as SpikformerBlock
@@ -94,16 +95,10 @@ def view_samples(
 
 def _observe(model: SpikingTransformer, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Spikes of every neuron layer (T, B, C, h, w), and for every block the attention that each token receives."""
-    names = {module: name for name, module in model.named_modules()}
-    spikes: dict[str, Tensor] = {}
+    with observed_spikes(model) as fired:
+        model(x)
+    spikes = {name.removesuffix(".lif"): s.float() for name, s in fired.items()}
     attention: dict[str, Tensor] = {}
-    handles = []
-    for neuron in model.neurons():
-        name = names[neuron].removesuffix(".lif")
-        handles.append(neuron.register_forward_hook(_keep(spikes, name)))
-    model(x)
-    for handle in handles:
-        handle.remove()
     for i, block in enumerate(model.blocks):
         q, k = (spikes[f"blocks.{i}.attn.{part}"] for part in "qk")
         assert isinstance(block, (SpikingformerBlock, SpikformerBlock))
@@ -112,13 +107,6 @@ def _observe(model: SpikingTransformer, x: Tensor) -> tuple[dict[str, Tensor], d
         received = (to_heads(k, heads) * weight).sum((2, 4))  # (T, B, N): sum over heads of (sum of q) k
         attention[f"block {i}"] = received.unflatten(2, k.shape[3:])
     return spikes, attention
-
-
-def _keep(store: dict[str, Tensor], name: str):
-    def hook(module: torch.nn.Module, args: tuple, output: Tensor) -> None:
-        store[name] = output.float()
-
-    return hook
 
 
 def _predictions(model: SpikingTransformer, x: Tensor) -> Tensor:

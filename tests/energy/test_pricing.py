@@ -15,7 +15,7 @@ from spikingformer.energy.memory import (
     smallest_access,
 )
 from spikingformer.energy.pricing import PRESETS, get_preset, price_exact
-from spikingformer.energy.static import Rates
+from spikingformer.energy.rates import Rates
 
 from .reference import our_name, read
 from .test_counting import small
@@ -134,3 +134,10 @@ def test_neurobench_preset_equals_the_neurobench_package() -> None:
     bill = get_preset("neurobench").price(facts)
     assert (bill.macs * 3, bill.acs * 3) == pytest.approx((macs, acs), rel=1e-12)
     assert sum(p.valid for p in facts.products if p.weighted) == dense
+
+
+def test_an_unknown_memory_model_has_no_price() -> None:
+    facts = with_rates(static_counts("spikingformer_cml_2_256"), Rates(default=0.1))
+    for price in (ann_memory_mj, lambda f, name: add_memory(price_exact(f), f, name)):
+        with pytest.raises(ValueError, match="unknown memory model 'sram65': use one of none, lemaire2022, sram64"):
+            price(facts, "sram65")
