@@ -39,7 +39,7 @@ class _Frame:
     def __init__(self, name: str, module: nn.Module, input_kind: Kind | None, repeats: int):
         self.name, self.module, self.input_kind, self.repeats = name, module, input_kind, repeats
         self.elementwise_only = True
-        self.pending: list[tuple[str, str, int]] = []  # (module, operation, count)
+        self.pending: list[tuple[str, str, int, int]] = []  # (module, operation, count, time steps it stands for)
         self.uncounted: list[tuple[str, int]] = []
         self.neurons: list[tuple[str, nn.Module, Tensor]] = []
 
@@ -186,9 +186,10 @@ class OperationCounter(TorchDispatchMode):
         parent.neurons += frame.neurons
 
     def _commit(self, root: _Frame) -> None:
-        for name, op, count in root.pending:
-            key = (name, op)
-            self._elementwise.setdefault(key, ElementwiseTally(name or self.name, op)).count += count
+        for name, op, count, stands_for in root.pending:
+            elementwise = self._elementwise.setdefault((name, op), ElementwiseTally(name or self.name, op))
+            elementwise.count += count
+            elementwise.stands_for = stands_for
         for op, count in root.uncounted:
             self._uncounted[op] = self._uncounted.get(op, 0) + count
         for name, module, result in root.neurons:
@@ -238,23 +239,24 @@ class OperationCounter(TorchDispatchMode):
             if origins[0].product is not None and origins[0].product.weighted:
                 origins[0].product.folded_norm = True
             else:
-                frame.pending.append((frame.name, "norm", tensors[0].numel()))
+                frame.pending.append((frame.name, "norm", tensors[0].numel(), 1))
         elif name.startswith(_POOLS):
             frame.elementwise_only = False
             window = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
             size = 1
             for side in window if len(window) > 1 else list(window) * 2:
                 size *= side
-            frame.pending.append((frame.name, "max pool", result.numel() * (size - 1)))
+            stands_for = frame.repeats if origins[0].kind == Kind.ANALOG else 1  # spikes differ from step to step
+            frame.pending.append((frame.name, "max pool", result.numel() * (size - 1), stands_for))
         elif name in _AVERAGES:
-            frame.pending.append((frame.name, "average", max(tensors[0].numel() - result.numel(), 0)))
+            frame.pending.append((frame.name, "average", max(tensors[0].numel() - result.numel(), 0), 1))
         elif name == "add" and len(moving) == 1 and len(tensors) == 2 and _is_bias_of(moving[0], origins, tensors):
             moving[0].product.add_bias(next(t for t, o in zip(tensors, origins, strict=True) if o.weight))
             return moving[0]  # a linear layer that torch split into a product and its bias
         elif name in ("add", "sub") and len(tensors) == 2:
-            frame.pending.append((frame.name, "residual add" if len(moving) == 2 else "add", result.numel()))
+            frame.pending.append((frame.name, "residual add" if len(moving) == 2 else "add", result.numel(), 1))
         elif name == "mul" and len(tensors) == 2:
-            frame.pending.append((frame.name, "multiply", result.numel()))
+            frame.pending.append((frame.name, "multiply", result.numel(), 1))
         elif name in _UNCOUNTED or any(part in name for part in _UNCOUNTED_PARTS):
             frame.uncounted.append((name, result.numel()))
         return origin

@@ -135,6 +135,7 @@ class Elementwise:
     name: str
     op: str  # "residual add", "max pool", "average", "multiply", "norm"
     count: Count  # elementary operations
+    stands_for: int = 1  # time steps that one execution of a still picture stands for
 
 
 @dataclass

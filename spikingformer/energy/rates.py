@@ -12,12 +12,16 @@ from typing import Any
 class Rates:
     """Firing rates of a model: the mean of each product's input, and of q, k, v in each attention.
 
+    `nonzero`: share of nonzero values of the inputs whose mean is not that share (Spikformer's counts of spikes).
+    Where it is not known, it is taken to be the mean, at most 1.
+
     Files are JSON: {"inputs": {"stem.stages.1.conv": 0.12, ...}, "attention": {"blocks.0.attn": [0.1, 0.03, 0.06]}},
     a bare {"layer": rate} table, or the JSON that `spikingformer energy --json` wrote.
     """
 
     inputs: Mapping[str, float] = field(default_factory=dict)
     attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    nonzero: Mapping[str, float] = field(default_factory=dict)
     default: float | None = None  # for layers that are not listed; None: every layer must be listed
     source: str = "rates"
 
@@ -31,26 +35,29 @@ class Rates:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error})") from None
         try:
-            inputs, attention = _tables(data)
+            inputs, attention, nonzero = _tables(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return cls(inputs, attention, source=f"rates file {path.name}")
+        return cls(inputs, attention, nonzero, source=f"rates file {path.name}")
 
 
-def _tables(data: Any) -> tuple[dict[str, float], dict[str, tuple[float, float, float]]]:
-    """(input rates, attention rates) of a file's content."""
+def _tables(data: Any) -> tuple[dict[str, float], dict[str, tuple[float, float, float]], dict[str, float]]:
+    """(mean inputs, attention rates, shares of nonzero inputs) of a file's content."""
     if not isinstance(data, dict):
         raise ValueError(f"expected an object of layer names and rates, got {data!r}")
     if str(data.get("schema", "")).startswith("spikingformer-energy/"):
-        inputs = {name: r["input_rate"] for name, r in _named(data, "layers") if r.get("input_rate") is not None}
+        layers = [(name, r) for name, r in _named(data, "layers") if r.get("input_rate") is not None]
+        nonzero = {name: r["input_rate"] for name, r in layers}
+        counts = {name: r.get("input_mean") for name, r in layers if r.get("input_kind") == "integer"}
+        inputs = {name: rate if counts.get(name) is None else counts[name] for name, rate in nonzero.items()}
         attention = {
             name: [r.get(f"{part}_rate") for part in "qkv"]
             for name, r in (_named(data, "attention") if "attention" in data else [])
         }
-        return _inputs(inputs, "layers "), _attention(attention)
+        return _inputs(inputs, "layers "), _attention(attention), _inputs(nonzero, "layers ")
     if "inputs" in data or "attention" in data:
-        return _inputs(data.get("inputs", {}), "inputs "), _attention(data.get("attention", {}))
-    return _inputs(data, ""), {}
+        return _inputs(data.get("inputs", {}), "inputs "), _attention(data.get("attention", {})), {}
+    return _inputs(data, ""), {}, {}
 
 
 def _named(data: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:

@@ -303,6 +303,7 @@ class ElementwiseTally:
     name: str
     op: str
     count: int = 0
+    stands_for: int = 1
 
     def record(self) -> Elementwise:
-        return Elementwise(self.name, self.op, self.count)
+        return Elementwise(self.name, self.op, self.count, self.stands_for)

@@ -67,7 +67,15 @@ def energy_document(
         "also": [_total(p.price(facts)) for p in others] if has_rates else [],
         "layers": [_layer(facts, p, lines, total_pj, has_rates) for p in facts.products],
         "neurons": [_neuron(facts, n, lines, total_pj, has_rates) for n in facts.neurons],
-        "elementwise": [{"name": e.name, "op": e.op, "operations": e.count / facts.samples} for e in facts.elementwise],
+        "elementwise": [
+            {
+                "name": e.name,
+                "op": e.op,
+                "operations": e.count / facts.samples,
+                "operations_unrolled": e.count * e.stands_for / facts.samples,
+            }
+            for e in facts.elementwise
+        ],
         "attention": [
             {"name": a.name, "order": a.order, "tokens": a.tokens, "head_dim": a.head_dim,
              "q_rate": a.q.mean, "k_rate": a.k.mean, "v_rate": a.v.mean}

@@ -46,7 +46,7 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
 
 
 def with_rates(static: Facts, rates: Rates) -> Facts:
-    """Expected counts of a model under given firing rates: events = rate x valid products.
+    """Expected counts of a model under given firing rates: events = share of nonzero inputs x valid products.
 
     Two spikes are taken to coincide independently (r_q r_k), and a sum of K such products to be nonzero with
     1 - (1 - r_a r_b)^K. Analog inputs have rate 1 unless listed. Raises ValueError for a layer without a rate.
@@ -61,8 +61,9 @@ def with_rates(static: Facts, rates: Rates) -> Facts:
         if rate is None:
             missing.append(p.name)
             continue
-        _fill(p.input, rate)
-        p.events = p.events_nonzero_weights = rate * p.valid
+        nonzero = rates.nonzero.get(p.name, min(rate, 1.0))
+        _fill(p.input, nonzero, rate)
+        p.events = p.events_nonzero_weights = nonzero * p.valid
     for a in facts.attentions:
         listed = rates.attention.get(a.name)
         qkv = listed if listed is not None else None if rates.default is None else (rates.default,) * 3
@@ -70,7 +71,7 @@ def with_rates(static: Facts, rates: Rates) -> Facts:
             missing.append(f"{a.name} (q, k, v)")
             continue
         for operand, rate in zip((a.q, a.k, a.v), qkv, strict=True):
-            _fill(operand, rate)
+            _fill(operand, rate, rate)
         _fill_attention(facts, a.name, qkv)
     if missing:
         raise ValueError(
@@ -83,9 +84,9 @@ def with_rates(static: Facts, rates: Rates) -> Facts:
     return facts
 
 
-def _fill(operand: Operand, rate: float) -> None:
-    operand.nonzero = rate * operand.elements
-    operand.total = rate * operand.elements
+def _fill(operand: Operand, nonzero: float, mean: float) -> None:
+    operand.nonzero = nonzero * operand.elements
+    operand.total = mean * operand.elements
 
 
 def _fill_attention(facts: Facts, name: str, qkv: tuple[float, ...]) -> None:
@@ -96,10 +97,10 @@ def _fill_attention(facts: Facts, name: str, qkv: tuple[float, ...]) -> None:
     density = 1 - (1 - a * b) ** inner
     assert first.other is not None
     assert second.other is not None
-    _fill(first.input, a)
-    _fill(first.other, b)
+    _fill(first.input, a, a)
+    _fill(first.other, b, b)
     first.events = first.events_nonzero_weights = a * b * first.dense
     left, right = (density, c) if first.role == "qk" else (c, density)
-    _fill(second.input, left)
-    _fill(second.other, right)
+    _fill(second.input, left, left)
+    _fill(second.other, right, right)
     second.events = second.events_nonzero_weights = left * right * second.dense

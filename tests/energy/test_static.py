@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from spikingformer.energy import Kind, static_counts, with_rates
+from spikingformer.energy import Kind, count_operations, static_counts, with_rates
 from spikingformer.energy.comparison import ann_twin
 from spikingformer.energy.pricing import price_exact
 from spikingformer.energy.rates import Rates
+from spikingformer.energy.result import energy_document
 
 from .reference import our_name, read
 
@@ -43,6 +45,7 @@ def test_dense_counts_equal_the_published_models(key: str) -> None:
     assert sum(facts.per_sample(p, p.dense, True) for p in facts.products) == totals["macs_total"]
     assert sum(n.updates for n in facts.neurons) == totals["lif_neuron_steps"]
     assert sum(e.count for e in facts.elementwise if e.op == "residual add") == totals["residual_adds"]
+    assert sum(e.count * e.stands_for for e in facts.elementwise if e.op == "max pool") == totals["pool_compares"]
     assert facts.parameters == totals["params_effective"]
     assert ann_twin(facts, price_exact(facts)).macs == totals["macs_T1"]
 
@@ -109,6 +112,21 @@ def test_static_counts_equal_measured_ones() -> None:
     for a, b in zip(measured.products, static.products, strict=True):
         assert (a.name, a.shape, a.dense, a.valid, a.parameters) == (b.name, b.shape, b.dense, b.valid, b.parameters)
     assert measured.elementwise == static.elementwise
+
+
+@pytest.mark.parametrize("preset", ["spikformer-lenient", "spikformer-strict", "spikingformer-paper"])
+def test_what_energy_printed_gives_the_same_energy_again(tmp_path: Path, preset: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("spikformer_4_256", embed_dim=32, depth=2, num_heads=4).eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 0.8)  # so that neurons fire
+    measured = count_operations(model, [torch.randn(4, 3, 32, 32)])
+    document = energy_document(measured, preset)
+    (tmp_path / "rates.json").write_text(json.dumps(document))
+    again = energy_document(with_rates(static_counts(model), Rates.read(tmp_path / "rates.json")), preset)
+    rows = [r for r in document["layers"] if r["input_kind"] == "integer"]
+    assert any(r["input_mean"] > 1.1 * r["input_rate"] > 0 for r in rows)
+    assert again["totals"]["energy_mj"] == pytest.approx(document["totals"]["energy_mj"], rel=1e-9)
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
