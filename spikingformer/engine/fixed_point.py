@@ -37,7 +37,7 @@ class IntegerNeuron:
 
 def input_bits(program: Program) -> int:
     """Fraction bits of the input: fewer for event counts, which reach further."""
-    return INPUT_BITS["events" if program.config.in_chans == 2 else "picture"]
+    return INPUT_BITS["events" if program.config.takes_events else "picture"]
 
 
 def quantize_product(step: Product, source_bits: int = 0) -> IntegerProduct:

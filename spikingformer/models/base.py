@@ -3,13 +3,14 @@
 T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors are (T, B, C, H, W).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from spikingformer.layers import ORDERS
+from spikingformer.layers import ORDERS, ConvBNLIF
 from spikingformer.neurons import LIF, LIFConfig, State
 
 from .gpu import features_on_gpu
@@ -62,6 +63,14 @@ class ModelConfig:
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}")
         self.check_size(*self.img_size)
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether this is a model of event frames (B, T, 2, H, W): counts of events, a channel for each polarity.
+
+        Models with any other number of channels are made for pictures.
+        """
+        return self.in_chans == 2
 
     @property
     def patch_size(self) -> int:
@@ -314,6 +323,19 @@ class SpikingTransformer(nn.Module):
         fused kernels do not serve, nothing changes.
         """
         self.grad_checkpointing = enable
+
+
+def stem_stages(config: ModelConfig) -> nn.ModuleList:
+    """Four 3x3 convolutions with neurons, from an eighth of the width to all of it.
+
+    Those in `pooled_stages` halve the picture.
+    """
+    c, d = config, config.embed_dim
+    widths = (c.in_chans, d // 8, d // 4, d // 2, d)
+    return nn.ModuleList(
+        ConvBNLIF(a, b, 3, pool=c.pool if i in c.pooled_stages else None, lif=c.lif())
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
+    )
 
 
 def block_drop_path(config: ModelConfig) -> list[float]:

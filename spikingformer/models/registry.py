@@ -1,4 +1,4 @@
-"""Puts a table of variants into timm's registry: the only registry there is."""
+"""The published sizes of both families, and their way into timm's registry: the only registry there is."""
 
 import sys
 from collections.abc import Callable
@@ -15,12 +15,26 @@ from .base import ModelConfig, SpikingTransformer
 # ImageNet's mean and standard deviation for ImageNet models, CIFAR-10's for its own; event counts are taken as they are
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_DATA_SETS: dict[str, dict[str, Any]] = {
+    "cifar": {"img_size": (32, 32), "pooled_stages": (2, 3), "attention_order": "qk", "num_classes": 10},
+    "imagenet": {},
+    "events": {"img_size": (128, 128), "in_chans": 2, "attention_order": "qk", "num_classes": 10, "time_steps": 16},
+}
+_SIZES = {  # name: data set, width, depth, heads
+    "4_256": ("cifar", 256, 4, 8),
+    "2_384": ("cifar", 384, 2, 12),
+    "4_384": ("cifar", 384, 4, 12),
+    "8_384": ("imagenet", 384, 8, 8),
+    "8_512": ("imagenet", 512, 8, 8),
+    "8_768": ("imagenet", 768, 8, 8),
+    "2_256": ("events", 256, 2, 16),
+}
 _OVERRIDES = {f.name for f in fields(ModelConfig)}
 
 
 def _default_cfg(config: ModelConfig) -> dict[str, Any]:
     mean, std = _CIFAR10 if config.img_size == (32, 32) else _IMAGENET
-    if config.in_chans == 2:
+    if config.takes_events:
         mean, std = (0.0, 0.0), (1.0, 1.0)  # type: ignore[assignment]
     return {
         "num_classes": config.num_classes,
@@ -75,6 +89,23 @@ def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> Mode
         size = overrides["img_size"]
         overrides["img_size"] = (size, size) if isinstance(size, int) else tuple(size)
     return replace(base, **{k: v for k, v in overrides.items() if v is not None})
+
+
+def published_variants(
+    family: str, cifar: dict[str, Any] | None = None, events: dict[str, Any] | None = None
+) -> dict[str, ModelConfig]:
+    """Every published size of a family with both downsamplings, by name.
+
+    cifar, events: what this family's models for such data have of their own, as fields of ModelConfig.
+    """
+    own = {"cifar": cifar or {}, "imagenet": {}, "events": events or {}}
+    return {
+        f"{family}{'_cml' if pool == 'cml' else ''}_{size}": ModelConfig(
+            embed_dim=width, depth=depth, num_heads=heads, pool=pool, **_DATA_SETS[data], **own[data]
+        )
+        for pool in ("sps", "cml")
+        for size, (data, width, depth, heads) in _SIZES.items()
+    }
 
 
 def register_family(

@@ -3,16 +3,13 @@
 T: time steps, B: batch, C: channels, H, W: rows and columns. Inside, tensors are (T, B, C, H, W).
 """
 
-import itertools
-from typing import Any
-
 from torch import Tensor, nn
 
 from spikingformer.layers import ConvBNLIF, DropPath, attention_lif
 from spikingformer.neurons import LIF, State
 
-from .base import ModelConfig, SpikingTransformer, block_drop_path
-from .registry import register_family
+from .base import ModelConfig, SpikingTransformer, block_drop_path, stem_stages
+from .registry import published_variants, register_family
 
 
 class Stem(nn.Module):
@@ -20,13 +17,9 @@ class Stem(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        c, d = config, config.embed_dim
-        widths = (c.in_chans, d // 8, d // 4, d // 2, d)
-        self.stages = nn.ModuleList(
-            ConvBNLIF(a, b, 3, pool=c.pool if i in c.pooled_stages else None, lif=c.lif())
-            for i, (a, b) in enumerate(itertools.pairwise(widths))
-        )
-        self.rpe = ConvBNLIF(d, d, 3, lif=c.lif())
+        d = config.embed_dim
+        self.stages = stem_stages(config)
+        self.rpe = ConvBNLIF(d, d, 3, lif=config.lif())
 
     def forward(self, frames: Tensor, state: State | None = None, repeats: int = 1) -> Tensor:
         s = self.stages[0](frames, state, repeats)
@@ -95,37 +88,7 @@ class Spikformer(SpikingTransformer):
         return "spikformer"
 
 
-_CIFAR: dict[str, Any] = {
-    "img_size": (32, 32),
-    "pooled_stages": (2, 3),
-    "attention_order": "qk",
-    "qkv_bias": True,
-    "num_classes": 10,
-}
-_DVS: dict[str, Any] = {
-    "img_size": (128, 128),
-    "in_chans": 2,
-    "attention_order": "qk",
-    "attention_scale": 0.25,
-    "num_classes": 10,
-    "time_steps": 16,
-}
-
-SIZES: dict[str, dict[str, Any]] = {
-    "4_256": {**_CIFAR, "embed_dim": 256, "depth": 4, "num_heads": 8},
-    "2_384": {**_CIFAR, "embed_dim": 384, "depth": 2, "num_heads": 12},
-    "4_384": {**_CIFAR, "embed_dim": 384, "depth": 4, "num_heads": 12},
-    "8_384": {"embed_dim": 384, "depth": 8},
-    "8_512": {"embed_dim": 512, "depth": 8},
-    "8_768": {"embed_dim": 768, "depth": 8},
-    "2_256": {**_DVS, "embed_dim": 256, "depth": 2, "num_heads": 16},
-}
-
-VARIANTS = {
-    f"spikformer{'_cml' if pool == 'cml' else ''}_{size}": ModelConfig(**{**row, "pool": pool})
-    for pool in ("sps", "cml")
-    for size, row in SIZES.items()
-}
+VARIANTS = published_variants("spikformer", cifar={"qkv_bias": True}, events={"attention_scale": 0.25})
 
 __all__ = ["MLP", "VARIANTS", "Attention", "Block", "Spikformer", "Stem"]
 default_cfgs = register_family(__name__, Spikformer, VARIANTS)

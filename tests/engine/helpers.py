@@ -11,7 +11,7 @@ def small(name: str = "spikingformer_cml_4_384", batch: int = 3, **kwargs) -> tu
     kwargs = {"embed_dim": 72, "depth": 2, "num_heads": 3, "num_classes": 7, "img_size": 32, "time_steps": 3} | kwargs
     model = timm.create_model(name, **kwargs)
     size = model.config.img_size
-    events = model.config.in_chans == 2
+    events = model.config.takes_events
     x = torch.poisson(torch.full((batch, 4, 2, *size), 0.5)) if events else torch.randn(batch, 3, *size)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):

@@ -47,7 +47,7 @@ def small(name: str, **kwargs) -> nn.Module:
 
 def example(model: nn.Module, batch: int = 3, seed: int = 1) -> torch.Tensor:
     c = model.config
-    steps = (4,) if c.in_chans == 2 else ()
+    steps = (4,) if c.takes_events else ()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *steps, c.in_chans, *c.img_size, generator=generator, dtype=torch.float64)
     return x.abs().mul(2).round() if steps else x
@@ -74,6 +74,11 @@ def test_all_published_names_are_in_timm():
     sizes = ("4_256", "2_384", "4_384", "8_384", "8_512", "8_768", "2_256")
     names = {f"{f}{p}_{s}" for f in ("spikformer", "spikingformer") for p in ("", "_cml") for s in sizes}
     assert names == set(timm.list_models("spik*")) == set(VARIANTS)
+
+
+def test_event_models_are_those_of_two_channels():
+    assert {n for n, c in VARIANTS.items() if c.takes_events} == {n for n in NAMES if n.endswith("2_256")}
+    assert not small("spikingformer_cml_2_256", in_chans=3).config.takes_events
 
 
 @pytest.mark.parametrize("name", NAMES)
