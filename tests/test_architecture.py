@@ -21,6 +21,7 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "layers": 2,
     "neurons": 1,
     "weights": 0,
+    "files": 0,
     "native": 0,
 }
 

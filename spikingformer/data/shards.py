@@ -4,10 +4,10 @@ The shards are indexed once (place and size of every picture), then read at rand
 any step of an epoch, exactly, which a stream of shards cannot give. The index is kept beside the shards.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import numpy as np
 
 from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
 from spikingformer.data.folder import PICTURE_SUFFIXES, UnreadablePicture, decode_picture, is_hidden, suffixes_left_out
+from spikingformer.files import replacing
 
 _LABEL = ".cls"
 _MAX_PICTURE_BYTES = 64 << 20
@@ -97,13 +98,8 @@ def _index(paths: list[Path], root: Path) -> np.ndarray:
             pass  # damaged: made again below
     rows = [(number, *row) for number, path in enumerate(paths) for row in _index_shard(path)[1]]
     table = np.array(rows, dtype=np.int64)
-    partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            np.save(file, table)
-        os.replace(partial, kept)
-    except OSError:  # a read-only folder: indexed again next time
-        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), replacing(kept) as partial:  # a read-only folder: indexed again next time
+        np.save(partial, table)
     return table
 
 

@@ -6,12 +6,14 @@ hub `timm.create_model("hf-hub:USER/NAME", pretrained=True)`.
 
 import json
 import re
+import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from timm.models import save_for_hf
 
+from spikingformer.files import PARTIAL, move_into_place
 from spikingformer.models import VARIANTS, SpikingTransformer
 from spikingformer.training.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 
@@ -48,11 +50,17 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
             "license": card.licence,
         },
     }
-    save_for_hf(
-        model, str(target), model_config=config, model_args=arguments_beyond_variant(metadata), safe_serialization=True
-    )
-    _keep_channels(target / CONFIG_FILE, config["pretrained_cfg"])
-    (target / CARD_FILE).write_text(model_card(metadata, card), encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as beside:
+        made = Path(beside)
+        arguments = arguments_beyond_variant(metadata)
+        save_for_hf(model, beside, model_config=config, model_args=arguments, safe_serialization=True)
+        _keep_channels(made / CONFIG_FILE, config["pretrained_cfg"])
+        (made / CARD_FILE).write_text(model_card(metadata, card), encoding="utf-8")
+        target.mkdir(exist_ok=True)
+        (target / CONFIG_FILE).unlink(missing_ok=True)  # without it the folder is no model: never half of each
+        for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE):
+            move_into_place(made / name, target / name)
     return target
 
 

@@ -1,20 +1,20 @@
 """What every format does first: checks the example, folds BatchNorm and holds the fold to account."""
 
-import contextlib
 import copy
 import mmap
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
 from .metadata import FORMAT_KEY, ExportMetadata, describe
+
+written = replacing  # by this name every format writes its file
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,6 @@ def checked_target(path: str | Path, suffix: str) -> Path:
             f"{target} is there and was not written by `spikingformer export`: name another file, or move it"
         )
     return target
-
-
-@contextlib.contextmanager
-def written(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, renamed over it at the end: a failure leaves what was there."""
-    temporary = target.with_name(f".partial-{target.name}")  # runtimes look at the suffix
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _was_exported(path: Path) -> bool:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikingformer.training.run import RESULT_FILE
-from spikingformer.training.run_folder import METRICS_FILE
+from spikingformer.training.run_folder import METRICS_FILE, RESULT_FILE
 from spikingformer.training.signals import SAVED_AND_LEFT
 
 LegIsOver = Callable[[float, Path], bool]  # (seconds since the leg began, the run's folder)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spikingformer.files import write_atomic
 from spikingformer.reproduce.curves import write_curves_figure
 from spikingformer.reproduce.gradient_page import gradient_page, write_figures
 from spikingformer.reproduce.results_page import results_page
@@ -16,6 +17,6 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     """Writes every generated page and figure; returns the files."""
     written = []
     for name, text in page_texts(results).items():
-        (docs / name).write_text(text, encoding="utf-8")
+        write_atomic(docs / name, text.encode())
         written.append(docs / name)
     return [*written, write_curves_figure(results, docs / "images"), *write_figures(results, docs / "images")]

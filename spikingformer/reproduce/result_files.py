@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spikingformer.files import write_atomic
 from spikingformer.reproduce.statistics import mean_interval, standard_deviation
-from spikingformer.training.atomic import write_atomic
 
 RUNS_SCHEMA, STUDY_SCHEMA = "spikingformer-runs/1", "spikingformer-study/1"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import spikingformer.weights
+from spikingformer.files import write_atomic
 from spikingformer.training.checkpoint import ModelInfo, read_model_file, save_model
 from spikingformer.weights import TABLE_FILE, Shipped, read_table
 
@@ -57,13 +58,13 @@ def ship(
     )
     table = {**read_table(folder), name: entry}
     rows = [asdict(table[key]) for key in sorted(table)]
-    (folder / TABLE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_atomic(folder / TABLE_FILE, (json.dumps(rows, indent=1) + "\n").encode())
     card = _card(entry, info, weights, path.stat().st_size / 1e6)
     if dtype is not None:
         card += (
             f"\nThe accuracy is that of the weights before they were rounded to {str(dtype).removeprefix('torch.')}.\n"
         )
-    (folder / f"{name}.md").write_text(card, encoding="utf-8")
+    write_atomic(folder / f"{name}.md", card.encode())
     return entry
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from spikingformer.data.settings import AugmentSettings, DataSettings, MixSettings, Settings
-from spikingformer.training.atomic import write_atomic
+from spikingformer.files import write_atomic
 from spikingformer.training.recipe_text import dump_yaml, explain_errors, parse_yaml, split_override, to_json
 
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from spikingformer.files import write_atomic
 from spikingformer.layers.sync_batchnorm import synchronise
 from spikingformer.models import Spikingformer
-from spikingformer.training.atomic import write_atomic
 from spikingformer.training.checkpoint import choosing_part, load_weights, read_model_file
 from spikingformer.training.distributed import World, agree_to_start, barrier, process_group, read_world
 from spikingformer.training.inputs import Inputs, create_inputs
@@ -27,12 +27,10 @@ from spikingformer.training.nonfinite import first_nonfinite
 from spikingformer.training.parallel import check_parallel, dealt_to, is_sharded, shard
 from spikingformer.training.recipe import Recipe, is_free
 from spikingformer.training.reporting import Reporter, duration, make_console, progress_bar
-from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_run, locked, start_run
+from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, RESULT_FILE, has_run, locked, start_run
 from spikingformer.training.setup import build_average, build_model, build_optimizer, choose_device
 from spikingformer.training.signals import stop_on_signals
 from spikingformer.training.state import RunState, load_state
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)

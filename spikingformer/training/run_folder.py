@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from spikingformer.training.atomic import write_atomic
+from spikingformer.files import remove_leftovers, write_atomic
 from spikingformer.training.machine import describe_machine
 from spikingformer.training.recipe import Recipe, save_recipe
 from spikingformer.training.state import PREVIOUS_FILE, STATE_FILE
@@ -22,7 +22,8 @@ except ModuleNotFoundError:  # not a POSIX system: files can be read there, `loc
     fcntl = None  # type: ignore[assignment]
 
 RECIPE_FILE, RUN_FILE, METRICS_FILE, LOCK_FILE = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
-BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
+BEST_FILE, LAST_FILE, RESULT_FILE = "best.safetensors", "last.safetensors", "result.json"
+_FILES = (RECIPE_FILE, RUN_FILE, METRICS_FILE, BEST_FILE, LAST_FILE, RESULT_FILE, STATE_FILE, PREVIOUS_FILE)
 
 _held: set[IO[str]] = set()
 
@@ -70,9 +71,10 @@ def _hold(folder: Path) -> tuple[IO[str], bool]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder. The system lets go when the process ends, however it ends.
+    """Holds the folder. The system releases it when the process ends, however it ends.
 
-    A folder made here, in which an error let nothing come to be, is taken away again.
+    What a killed run has left half-written is removed. A folder that was made here is removed after an error that left
+    it empty.
 
     Raises:
         ValueError: another process holds it, or the folder cannot be written.
@@ -83,6 +85,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         _held.add(file)
+        for name in _FILES:
+            remove_leftovers(folder / name)
         try:
             yield
         except BaseException:

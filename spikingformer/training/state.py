@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from spikingformer.training.atomic import keep_previous
+from spikingformer.files import keep_previous
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 FORMAT = "spikingformer-state-1"

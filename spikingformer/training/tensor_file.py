@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from spikingformer.training.atomic import write_atomic
+from spikingformer.files import write_atomic
 
 _CHECKSUM = "sha256"
 _DESCRIPTION = "spikingformer"  # the metadata key of model files and run states

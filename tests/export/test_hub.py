@@ -57,6 +57,21 @@ def test_plain_timm_loads_the_folder(tmp_path, name, overrides, shape):
     assert list(again.pretrained_cfg["label_names"]) == NAMES
 
 
+def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    saved(tmp_path / "hub")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+
+    def fail(*args):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("spikingformer.export.hub.model_card", fail)
+    for folder in ("hub", "new"):
+        with pytest.raises(RuntimeError, match="planted"):
+            saved(tmp_path / folder)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
 def test_timms_hub_loader_reads_the_same_files(tmp_path, monkeypatch):
     model = saved(tmp_path / "hub")
     asked = []

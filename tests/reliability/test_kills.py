@@ -44,6 +44,7 @@ def test_killed_and_resumed_is_bit_equal(unbroken, tmp_path, fault):
     assert complete(folder, RUN, resume=True) == [0], words(folder)
     assert differing(final_state(folder), final_state(unbroken)) == []
     assert epochs_recorded(folder) == [0, 1, 2], "no epoch is missing or recorded twice"
+    assert not list(folder.glob(".partial*")), "what the killed process had begun to write is gone"
 
 
 def test_killed_three_times_in_one_run(unbroken, tmp_path):

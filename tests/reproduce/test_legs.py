@@ -15,8 +15,8 @@ from spikingformer.reproduce.result_files import read_row
 from spikingformer.reproduce.runs import collect, row_recipe, run_folder, run_row
 from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.recipe import load_recipe, save_recipe
-from spikingformer.training.run import RESULT_FILE, train
-from spikingformer.training.run_folder import METRICS_FILE, RECIPE_FILE, RUN_FILE
+from spikingformer.training.run import train
+from spikingformer.training.run_folder import METRICS_FILE, RECIPE_FILE, RESULT_FILE, RUN_FILE
 
 TINY = (
     "data.name=digits", "data.channels=1", "data.image_size=16", "data.mean=null", "data.std=null", "epochs=2",

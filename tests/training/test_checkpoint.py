@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from spikingformer import files
 from spikingformer.official import weights_of
-from spikingformer.training import atomic
 from spikingformer.training.checkpoint import (
     HELD_OUT,
     TEST_PART,
@@ -122,7 +122,7 @@ def test_full_disk_leaves_the_old_file(file, monkeypatch, model):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         save_model(file, model.state_dict(), INFO)
     assert caught.value.filename == str(file)

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikingformer.files import write_atomic
+
 from .arrays import SensorSize
 from .frames import DECODER_VERSION, SplitBy, compact, events_to_frames
 from .samples import EventSample, fingerprint, read_samples
@@ -121,7 +123,7 @@ def build_frame_cache(
         "labels": [sample.label for sample in samples],
         "shards": [asdict(done[first]) for first in starts],
     }
-    _write_atomically(path / "cache.json", json.dumps(description).encode())
+    _write(path / "cache.json", json.dumps(description).encode())
     return path
 
 
@@ -183,24 +185,18 @@ def _build_shard(path: Path, first: int, samples: list[EventSample], frame_forma
     raw = data.tobytes()
     shard = _Shard(first, len(samples), data.dtype.str, len(raw), zlib.crc32(raw), empty)
     file = path / _shard_name(first)
-    _write_atomically(file, raw)
-    _write_atomically(file.with_suffix(".json"), json.dumps(asdict(shard)).encode())
+    _write(file, raw)
+    _write(file.with_suffix(".json"), json.dumps(asdict(shard)).encode())
     return shard
 
 
-def _write_atomically(file: Path, data: bytes) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+def _write(file: Path, data: bytes) -> None:
     try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        write_atomic(file, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise FrameCacheError(
             f"cannot write {file} ({error.strerror}). Make room or choose another folder, then run the command again: "
-            "it goes on from what is there."
+            "it continues from what is there."
         ) from None
 
 

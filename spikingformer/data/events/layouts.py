@@ -64,7 +64,7 @@ def _cifar10dvs_files(root: Path, class_names: tuple[str, ...]) -> list[tuple[in
     folder = _folder(root, "CIFAR10DVS", class_names[0])
     found = []
     for label, name in enumerate(class_names):
-        files = sorted((folder / name).glob("*.aedat"), key=lambda path: path.name)
+        files = sorted((folder / name).glob("[!.]*.aedat"), key=lambda path: path.name)
         if len(files) < 2:
             raise LayoutError(f"{folder / name} holds {len(files)} recordings; unpack {name}.zip there first.")
         found.append((label, files))
@@ -98,7 +98,7 @@ def nmnist_samples(root: Path, class_names: tuple[str, ...]) -> list[EventSample
     samples = []
     for part in ("train", "test"):
         for label, name in enumerate(class_names):
-            files = sorted((folder / part.capitalize() / name).glob("*.bin"), key=lambda path: path.name)
+            files = sorted((folder / part.capitalize() / name).glob("[!.]*.bin"), key=lambda path: path.name)
             if not files:
                 raise LayoutError(
                     f"{folder / part.capitalize() / name} holds no .bin file: unpack the zips there first."

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from spikingformer.files import replacing, write_atomic
+
 from .aedat20 import write_aedat20
 from .simulate import SIMULATED, SensorModel, simulate
 
@@ -37,7 +39,8 @@ def write_simulated_set(
     if folder.is_dir() and not note.exists() and any(folder.rglob("*.aedat")):
         raise ValueError(f"{folder} holds recordings that are not marked as simulated: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{SIMULATED}. Never compare results on these files with results on CIFAR10-DVS.\n", "utf-8")
+    warning = f"{SIMULATED}. Never compare results on these files with results on CIFAR10-DVS.\n"
+    write_atomic(note, warning.encode())
     seen = [0] * len(class_names)
     jobs: list[tuple[int, Path]] = []
     for i, label in enumerate(labels):
@@ -53,9 +56,8 @@ def write_simulated_set(
         chosen = [i for i, _ in chunk]
         recordings = simulate(pictures[chosen], [seed * 1_000_003 + i for i in chosen], model)
         for (_, path), events in zip(chunk, recordings, strict=True):
-            partial = path.with_suffix(".partial")
-            write_aedat20(partial, events, [f" {SIMULATED}"])
-            partial.replace(path)
+            with replacing(path) as partial:
+                write_aedat20(partial, events, [f" {SIMULATED}"])
             total += len(events)
         if progress:
             progress(start + len(chunk), len(jobs))
