@@ -1,10 +1,13 @@
 """Our Muon against timm's, matrix by matrix, and what it does with vectors."""
 
+import itertools
+
 import pytest
+import timm.optim.muon
 import torch
 from timm.optim import Muon as TimmMuon
 
-from spikingformer.training.muon import Muon
+from spikingformer.training.muon import COEFFICIENTS, Muon, takes, update_scale
 from spikingformer.training.setup import build_optimizer
 from tests.training.helpers import allow_capturable_on_cpu, tiny_recipe
 
@@ -100,3 +103,27 @@ def test_leaves_undecayed_what_every_other_optimiser_does():
         optimizer = build_optimizer(tiny_recipe(optimizer__name=name), model)
         decayed.append({names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]})
     assert decayed[0] == decayed[1] == {"pos_embed": 0.0, "head.weight": 0.05, "head.bias": 0.0}
+
+
+def timms(name):
+    """Something that timm keeps to itself, so that a later version may not have it."""
+    if not hasattr(timm.optim.muon, name):
+        pytest.skip(f"this timm has no {name}")
+    return getattr(timm.optim.muon, name)
+
+
+def test_takes_what_timms_does():
+    rule = timms("_is_suitable_for_muon")
+    sides = (0, 1, 2, 3, 4, 5, 128, 512, 513)
+    shapes = [shape for n in range(3) for shape in itertools.product(sides, repeat=n)]
+    shapes += [(*shape, k, k) for shape in itertools.product(sides, repeat=2) for k in (1, 3)]
+    shapes += [(3, 43, 1), (4, 2, 2), (1, 196, 768), (96, 3, 4, 4)]
+    for shape in shapes:
+        p = torch.empty(shape, device="meta")
+        assert takes(p) == rule(p), shape
+
+
+def test_numbers_are_timms():
+    assert timms("_COEFFICIENTS")["quintic"] == COEFFICIENTS
+    for shape in ((8, 8), (4, 100), (300, 20)):
+        assert update_scale(*shape) == timms("get_lr_scale")(torch.Size(shape))
