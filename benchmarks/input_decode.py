@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.machine import describe_machine
 from spikingformer.data.folder import decode_picture
 from spikingformer.data.per_sample import evaluation_transform, training_transform
-from spikingformer.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+from spikingformer.picture_statistics import IMAGENET_MEAN, IMAGENET_STD
 from spikingformer.training.recipe import load_recipe
 
 

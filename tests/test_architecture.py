@@ -22,6 +22,7 @@ LEVELS = {  # higher may import lower or equal-by-name; equals of another name m
     "neurons": 1,
     "weights": 0,
     "files": 0,
+    "picture_statistics": 0,
     "native": 0,
 }
 

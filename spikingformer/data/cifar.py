@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spikingformer.data.pictures import PictureSet
+from spikingformer.picture_statistics import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,7 @@ def cifar_files(name: str) -> CifarFiles:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     source, label_key = (CIFAR10, "labels") if name == "cifar10" else (CIFAR100, "fine_labels")
-    # statistics of the 50,000 training pictures (the published runs' constants)
-    mean, std = (
-        ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        if name == "cifar10"
-        else ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-    )
+    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if name == "cifar10" else (CIFAR100_MEAN, CIFAR100_STD)
     return CifarFiles(
         name,
         source.base_folder,

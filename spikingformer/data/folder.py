@@ -14,6 +14,7 @@ from spikingformer.data.class_numbers import names_by_number, number_classes, re
 
 # of what is read as a picture, in folders, tars and shards alike; small letters, files may have capitals
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PICTURE_BYTES = 64 << 20  # in archives: the largest of ImageNet has 15 MB
 _TRAIN_NAMES, _TEST_NAMES = ("train", "training"), ("val", "validation", "test")
 
 

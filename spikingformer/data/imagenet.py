@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from spikingformer.data.folder import MAX_PICTURE_BYTES
+
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 CLASSES, TRAIN_PICTURES, VAL_PICTURES = 1000, 1_281_167, 50_000
-MAX_PICTURE_BYTES = 64 << 20  # the largest official picture has 15 MB
 _MAX_MEMBERS = 2_000_000
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 _TRAIN_PICTURE = re.compile(r"n\d{8}_\d+\.JPEG")

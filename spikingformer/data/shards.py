@@ -17,11 +17,17 @@ from typing import Any
 import numpy as np
 
 from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
-from spikingformer.data.folder import PICTURE_SUFFIXES, UnreadablePicture, decode_picture, is_hidden, suffixes_left_out
+from spikingformer.data.folder import (
+    MAX_PICTURE_BYTES,
+    PICTURE_SUFFIXES,
+    UnreadablePicture,
+    decode_picture,
+    is_hidden,
+    suffixes_left_out,
+)
 from spikingformer.files import replacing
 
 _LABEL = ".cls"
-_MAX_PICTURE_BYTES = 64 << 20
 
 
 def shard_paths(root: Path, pattern: str, must_exist: bool = True) -> list[Path]:
@@ -70,7 +76,7 @@ def _index_shard(path: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
             if f".{suffix.lower()}" in PICTURE_SUFFIXES and stem:
                 if key in pictures:
                     raise ValueError(f"{key!r} has two pictures")
-                pictures[key] = (member.offset_data, min(member.size, _MAX_PICTURE_BYTES))
+                pictures[key] = (member.offset_data, min(member.size, MAX_PICTURE_BYTES))
             elif f".{suffix}" == _LABEL and member.size <= 32:
                 stream = archive.extractfile(member)
                 assert stream is not None
@@ -174,7 +180,7 @@ class TarPictures:
                 picture = Path(member.name).suffix.lower() in PICTURE_SUFFIXES and not is_hidden(member.name)
                 if len(parts) > 1 and picture:
                     self.names.append(member.name)
-                    places.append((member.offset_data, min(member.size, _MAX_PICTURE_BYTES)))
+                    places.append((member.offset_data, min(member.size, MAX_PICTURE_BYTES)))
                     classes.append(parts[-2])
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{path}: not a whole tar ({error}); fetch it again") from None

@@ -13,9 +13,10 @@ from spikingformer.data.class_numbers import are_numbers
 from spikingformer.data.digits import load_digits
 from spikingformer.data.folder import PictureFiles, part_root
 from spikingformer.data.loading import Samples, Subset
-from spikingformer.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, split_by_class
+from spikingformer.data.pictures import PictureSet, split_by_class
 from spikingformer.data.settings import DataSettings
 from spikingformer.data.shards import ShardPictures, TarPictures, class_names
+from spikingformer.picture_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 ClassNames = tuple[str, ...]
 

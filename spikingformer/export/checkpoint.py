@@ -9,10 +9,9 @@ from safetensors import SafetensorError
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import load_model, named_file
+from spikingformer.training.tensor_file import DESCRIPTION_KEY
 
 from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_safetensors_metadata
-
-_TRAINING_KEY = "spikingformer"  # where a checkpoint keeps its description; exported files use "spikingformer.*"
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
@@ -41,7 +40,7 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a safetensors file was written by training rather than by export."""
     try:
-        return _TRAINING_KEY in read_safetensors_metadata(path)
+        return DESCRIPTION_KEY in read_safetensors_metadata(path)
     except (SafetensorError, OSError):
         return False
 

@@ -8,13 +8,11 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from spikingformer.picture_statistics import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
 from spikingformer.weights import Shipped, shipped_weights
 
 from .base import ModelConfig, SpikingTransformer
 
-# ImageNet's mean and standard deviation for ImageNet models, CIFAR-10's for its own; event counts are taken as they are
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _DATA_SETS: dict[str, dict[str, Any]] = {
     "cifar": {"img_size": (32, 32), "pooled_stages": (2, 3), "attention_order": "qk", "num_classes": 10},
     "imagenet": {},
@@ -33,8 +31,8 @@ _OVERRIDES = {f.name for f in fields(ModelConfig)}
 
 
 def _default_cfg(config: ModelConfig) -> dict[str, Any]:
-    mean, std = _CIFAR10 if config.img_size == (32, 32) else _IMAGENET
-    if config.takes_events:
+    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if config.img_size == (32, 32) else (IMAGENET_MEAN, IMAGENET_STD)
+    if config.takes_events:  # event counts are taken as they are
         mean, std = (0.0, 0.0), (1.0, 1.0)  # type: ignore[assignment]
     return {
         "num_classes": config.num_classes,

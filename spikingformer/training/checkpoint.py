@@ -16,11 +16,10 @@ from torch import nn
 
 from spikingformer.data.events.framing import Framing, framing_of
 from spikingformer.training.hub_folder import is_hub_folder, read_hub_folder
-from spikingformer.training.tensor_file import read_tensors, write_tensors
+from spikingformer.training.tensor_file import DESCRIPTION_KEY, read_tensors, write_tensors
 from spikingformer.weights import shipped_file
 
 FORMAT = "spikingformer-model-1"
-_KEY = "spikingformer"
 TEST_PART, HELD_OUT, UNKNOWN_PART = "test part", "held-out training samples", "part that was not recorded"
 
 
@@ -144,12 +143,14 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 def save_model(path: Path, weights: dict[str, torch.Tensor], info: ModelInfo) -> None:
     """Writes a model file atomically."""
-    write_tensors(path, weights, {"format": "pt", _KEY: json.dumps({"format": FORMAT, **asdict(info)}, sort_keys=True)})
+    write_tensors(
+        path, weights, {"format": "pt", DESCRIPTION_KEY: json.dumps({"format": FORMAT, **asdict(info)}, sort_keys=True)}
+    )
 
 
 def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
     try:
-        values = json.loads(metadata[_KEY])
+        values = json.loads(metadata[DESCRIPTION_KEY])
         if values.pop("format") != FORMAT:
             raise KeyError("format")
         for name in ("class_names", "mean", "std"):

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from spikingformer.files import keep_previous
-from spikingformer.training.tensor_file import read_tensors, write_tensors
+from spikingformer.training.tensor_file import DESCRIPTION_KEY, read_tensors, write_tensors
 
 FORMAT = "spikingformer-state-1"
 STATE_FILE, PREVIOUS_FILE = "state.safetensors", "state.previous.safetensors"
-_KEY = "spikingformer"
 
 
 @dataclass
@@ -120,7 +119,7 @@ def save_state(folder: Path, state: RunState) -> None:
     }
     try:
         keep_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
-        write_tensors(folder / STATE_FILE, state.tensors, {_KEY: json.dumps(text, sort_keys=True)})
+        write_tensors(folder / STATE_FILE, state.tensors, {DESCRIPTION_KEY: json.dumps(text, sort_keys=True)})
     except OSError as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
         kept = (
@@ -135,7 +134,7 @@ def save_state(folder: Path, state: RunState) -> None:
 def _read(path: Path) -> RunState:
     tensors, metadata = read_tensors(path)
     try:
-        text = json.loads(metadata[_KEY])
+        text = json.loads(metadata[DESCRIPTION_KEY])
         if text["format"] != FORMAT:
             raise KeyError("format")
         return RunState(

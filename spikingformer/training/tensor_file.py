@@ -11,7 +11,7 @@ from safetensors.torch import save
 from spikingformer.files import write_atomic
 
 _CHECKSUM = "sha256"
-_DESCRIPTION = "spikingformer"  # the metadata key of model files and run states
+DESCRIPTION_KEY = "spikingformer"  # of model files and run states; exported files have "spikingformer.*" instead
 
 
 def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "last.safetensors of the same run. A published .pth is turned into one with `spikingformer convert`."
         ) from None
     expected = metadata.pop(_CHECKSUM, None)
-    ours = _DESCRIPTION in metadata  # a file of ours has a checksum: without one, its name was damaged
+    ours = DESCRIPTION_KEY in metadata  # a file of ours has a checksum: without one, its name was damaged
     if (expected is not None or ours) and digest(tensors, metadata) != expected:
         raise ValueError(f"{path}: damaged, its checksum does not match. Use another copy of the file.")
     return tensors, metadata

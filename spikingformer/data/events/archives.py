@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -37,9 +37,6 @@ class Archive:
     unpacks_to: str
     max_bytes: int = 0
     url: str = ""
-
-
-Report = Callable[[str], None]
 
 
 def md5_of(path: Path) -> str:

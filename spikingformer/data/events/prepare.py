@@ -9,6 +9,7 @@ from .archives import Archive, ArchiveError, check_md5, unpack
 from .catalogue import EventDataset, list_samples
 from .layouts import LayoutError
 from .samples import EventSample
+from .simulate import SIMULATED_FILE
 
 Report = Callable[[str], None]
 
@@ -82,7 +83,7 @@ def count_report(data_set: EventDataset, split: str, samples: list[EventSample],
 
 def simulated_note(root: Path) -> str | None:
     """Text of the file that marks a folder of simulated recordings, None for real ones."""
-    note = root / "SIMULATED.txt"
+    note = root / SIMULATED_FILE
     try:
         return note.read_text("utf-8").strip() or "simulated" if note.is_file() else None
     except OSError as error:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .arrays import SensorSize, make_events, sort_by_time
 
 SIMULATED = "simulated by spikingformer, not recorded by a camera"
+SIMULATED_FILE = "SIMULATED.txt"  # marks a folder of simulated recordings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from spikingformer.files import replacing, write_atomic
 
 from .aedat20 import write_aedat20
-from .simulate import SIMULATED, SensorModel, simulate
+from .simulate import SIMULATED, SIMULATED_FILE, SensorModel, simulate
 
 _BATCH = 16
 _CIFAR10DVS = SensorModel()
@@ -35,7 +35,7 @@ def write_simulated_set(
     for name in class_names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"class name {name!r} is no plain file name: use letters, digits, '_' and '-'.")
-    note = folder / "SIMULATED.txt"
+    note = folder / SIMULATED_FILE
     if folder.is_dir() and not note.exists() and any(folder.rglob("*.aedat")):
         raise ValueError(f"{folder} holds recordings that are not marked as simulated: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
