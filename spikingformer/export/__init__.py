@@ -1,10 +1,11 @@
 """From a trained model to where it runs: one format a module."""
 
+from spikingformer.neurons.observe import observed_spikes
+
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
 from .int8_file import Int8Comparison, compare_int8, export_int8, load_int8
 from .metadata import ExportMetadata, Preprocessing, describe
 from .nir_file import NotInNIR, export_nir
-from .observe import observed_spikes
 from .onnx_file import export_onnx
 from .prepare import ExportReport
 from .runtime import Predictor, StepPredictor, load_predictor

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from spikingformer.layers import ConvBN, ConvBNLIF, folded_convolution
 from spikingformer.models import SpikingTransformer
 from spikingformer.neurons import use_backend
-
-from .observe import observed_spikes
+from spikingformer.neurons.observe import observed_spikes
 
 Model = TypeVar("Model", bound=nn.Module)
 

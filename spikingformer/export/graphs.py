@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikingformer.models import SpikingTransformer, StreamState
-
-from .observe import observed_spikes
+from spikingformer.neurons.observe import observed_spikes
 
 
 class WholeModel(nn.Module):

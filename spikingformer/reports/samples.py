@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spikingformer.export.observe import observed_spikes
 from spikingformer.layers import to_heads
 from spikingformer.models import SpikingTransformer
 from spikingformer.models.spikformer import Block as SpikformerBlock
 from spikingformer.models.spikingformer import Block as SpikingformerBlock
+from spikingformer.neurons.observe import observed_spikes
 
 from . import pictures
 

@@ -1,16 +1,16 @@
-"""Spikes seen from outside, by the neurons' names."""
+"""Records the spikes of a model's neuron layers by hooks."""
 
 import contextlib
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from spikingformer.neurons import LIF
+from .lif import LIF
 
 
 @contextlib.contextmanager
 def observed_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Fills a dict {name of the neuron layer: its spikes (T, B, C, H, W)} with what the last call inside fired."""
+    """A dict {name of the neuron layer: its spikes (T, B, C, H, W)}, filled by the last call of the model inside."""
     spikes: dict[str, Tensor] = {}
 
     def keep(name: str) -> object:
