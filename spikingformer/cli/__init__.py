@@ -1,4 +1,4 @@
-"""The `spikingformer` command: one module a sub-command, imported only when it is called."""
+"""The `spikingformer` command: one module per subcommand, imported only when it is used."""
 
 import argparse
 import importlib
@@ -8,30 +8,30 @@ from collections.abc import Sequence
 
 # command -> (module, what it does); the module has add_parser(subparsers) and run(args) -> exit status
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("train", "train a model by a recipe"),
-    "evaluate": ("evaluate", "accuracy and loss of a checkpoint"),
-    "predict": ("predict", "classes of pictures or recordings"),
-    "energy": ("energy", "operations and energy of a model"),
-    "report": ("report", "one page about a run, to open in a browser"),
+    "train": ("train", "train a model from a recipe"),
+    "evaluate": ("evaluate", "measure accuracy and loss of a model"),
+    "predict": ("predict", "classify pictures or recordings"),
+    "energy": ("energy", "count operations and estimate energy"),
+    "report": ("report", "write an HTML page about a run"),
     "bench": ("bench", "time a model on this machine"),
-    "convert": ("convert", "a published .pth into a checkpoint of ours"),
-    "export": ("export", "a checkpoint in another format"),
-    "data": ("data", "fetch, unpack and check data sets"),
-    "reproduce": ("reproduce", "rerun a published table, a row of it, or a comparison of ours"),
-    "models": ("models", "list the models, by a glob"),
-    "doctor": ("doctor", "what this machine can do, and what is missing"),
+    "convert": ("convert", "convert a published .pth into a checkpoint"),
+    "export": ("export", "write a checkpoint in another format"),
+    "data": ("data", "download, unpack and check data sets"),
+    "reproduce": ("reproduce", "rerun a published table or row, or one of our comparisons"),
+    "models": ("models", "list the models"),
+    "doctor": ("doctor", "show what this machine can do and what is missing"),
 }
 BAD_INPUT = 2
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The whole parser; only the module of `command` is imported, the others are there by name."""
+    """The whole parser. Only the module of `command` is imported; the other commands have a name and a summary."""
     parser = argparse.ArgumentParser(
         prog="spikingformer",
         description="Train, measure and deploy spiking vision transformers.",
-        epilog="`spikingformer COMMAND --help` tells more. Set SPIKINGFORMER_TRACEBACK=1 to see where an error arose.",
+        epilog="`spikingformer COMMAND --help` shows its options. Set SPIKINGFORMER_TRACEBACK=1 to see tracebacks.",
     )
-    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (module, help_text) in COMMANDS.items():
         if name == command:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.run(args)
-    except BrokenPipeError:  # the reader of our output has left (`| head`)
+    except BrokenPipeError:  # the reader of our output has closed it (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:

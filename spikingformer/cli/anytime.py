@@ -1,4 +1,4 @@
-"""`spikingformer evaluate --anytime`: accuracy, mean time steps and energy when sure samples stop early."""
+"""`spikingformer evaluate --anytime`: accuracy, mean time steps and energy when confident samples stop early."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from spikingformer.export.anytime import AnytimePoint
     from spikingformer.models import SpikingTransformer
 
-COUNTED_SAMPLES = 64  # the energy of a time step is counted on so many
+COUNTED_SAMPLES = 64  # samples that the energy of a time step is counted on
 
 
 def curve(model: "SpikingTransformer", loader: "EvaluationLoader") -> "list[AnytimePoint]":
-    """The curve over the whole test part; energies by the preset "exact"."""
+    """The curve over the whole test split; energies are those of the preset "exact"."""
     from spikingformer.energy import count_operations
     from spikingformer.export.anytime import anytime_curve, energy_by_step, step_logits
 
@@ -29,10 +29,10 @@ def as_json(points: "list[AnytimePoint]") -> list[dict[str, Any]]:
 
 
 def text(points: "list[AnytimePoint]") -> str:
-    """The curve for a terminal, with what its figures mean."""
+    """The curve for a terminal, with a line that explains it."""
     from spikingformer.export.anytime import format_curve
 
     return (
-        "anytime: a sample stops once its softmax margin is reached; energy is an estimate a sample (preset exact, "
+        "anytime: a sample stops once it reaches the softmax margin; energy is estimated per sample (preset exact, "
         f"rates of at most {COUNTED_SAMPLES} samples)\n" + format_curve(points)
     )

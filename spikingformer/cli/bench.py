@@ -6,30 +6,35 @@ from dataclasses import asdict
 
 from spikingformer.cli.device import add_device_argument
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the other commands say it: torch's name
+PRECISIONS = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}  # short name, as in other commands: torch's name
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "bench",
         help="time a model on this machine: pictures/s, peak memory, firing rate",
-        description="Times a model on random input. The firing rate stands beside each time: they belong together.",
+        description="Times a model on random input. The firing rate is printed too, because the speed depends on it.",
     )
     parser.add_argument(
         "model",
         help="a name (see `spikingformer models`), MODEL.TAG of weights that come with the package, "
         "a checkpoint file or a run's folder",
     )
-    parser.add_argument("--mode", choices=("inference", "training"), default="inference")
+    parser.add_argument("--mode", choices=("inference", "training"), default="inference",
+                        help="training: forward, loss and backward (default inference)")  # fmt: skip
     add_device_argument(parser)
     parser.add_argument("--precision", "--dtype", choices=(*PRECISIONS, *PRECISIONS.values()), default="fp32",
-                        help="other than fp32: under autocast (--dtype: the same)")  # fmt: skip
+                        help="bf16 and fp16 run under autocast (--dtype is an alias)")  # fmt: skip
     parser.add_argument("--batch-size", "--batch", type=int, nargs="+", metavar="B",
-                        help="one or more; default: 1, 2, 4, ... to the limit (--batch: the same)")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs a batch size (default 5)")
+                        help="one or more (default: 1, 2, 4, ... to the limit; --batch is an alias)")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per batch size (default 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--backend", choices=("auto", "reference", "native", "triton"), default="auto")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

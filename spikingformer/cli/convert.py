@@ -1,4 +1,4 @@
-"""`spikingformer convert FILE`: a published .pth or .pth.tar into a checkpoint of ours."""
+"""`spikingformer convert FILE`: converts a published .pth or .pth.tar into a checkpoint."""
 
 import argparse
 
@@ -8,25 +8,31 @@ _CIFAR100_HEADS = 8  # of the published models; those for CIFAR-10 have 12
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "convert",
-        help="a published .pth into a checkpoint of ours",
-        description="Reads weights only: code in the file is never run. Every weight must find its place.",
+        help="convert a published .pth into a checkpoint",
+        description="Reads only weights: code in the file is never run. Weights that do not fit are an error.",
         epilog="example: spikingformer convert x.pth.tar --model spikingformer_cml_8_384 --output x.safetensors",
     )
     parser.add_argument("file", help=".pth or .pth.tar: a state dict, bare or under `state_dict`, `model`, ...")
-    parser.add_argument("--model", required=True, help="which model it is (see `spikingformer models`)")
+    parser.add_argument(
+        "--model", required=True, help="the model that the weights belong to (see `spikingformer models`)"
+    )
     parser.add_argument("--output", required=True, help="file to write, .safetensors")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="picture size (default: the model's own)")
     parser.add_argument(
         "--num-heads",
         type=int,
-        help="attention heads: no weight tells (default: the model's own; CIFAR-100: 8)",
+        help="attention heads, which the weights do not show (default: the model's own; CIFAR-100: 8)",
     )
-    parser.add_argument("--time-steps", type=int, help="T (default: the model's own)")
+    parser.add_argument("--time-steps", type=int, help="time steps (default: the model's own)")
     parser.add_argument(
-        "--mean", type=float, nargs="+", help="per-channel mean it was trained with (default: the model's)"
+        "--mean", type=float, nargs="+", help="per-channel mean of the training pictures (default: the model's own)"
     )
-    parser.add_argument("--std", type=float, nargs="+", help="per-channel deviation (default: the model's)")
-    parser.add_argument("--class-names", metavar="FILE", help="a class name a line (default: numbers)")
+    parser.add_argument(
+        "--std", type=float, nargs="+", help="per-channel standard deviation (default: the model's own)"
+    )
+    parser.add_argument(
+        "--class-names", metavar="FILE", help="a text file with one class name per line (default: numbers)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         named = create_model(args.model, {})  # read for its configuration alone
     cfg: dict[str, Any] = dict(named.pretrained_cfg)  # type: ignore[arg-type]  # timm's, set on every model
     if not isinstance(named, SpikingTransformer):
-        raise ValueError(f"--model {args.model}: not a model of ours; `spikingformer models` lists them")
+        raise ValueError(f"--model {args.model}: not a model of this package; `spikingformer models` lists them")
     family = named.family()
     try:
         sizes = described_by(weights, family)
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     mean = mean if args.mean is None else args.mean
     std = std if args.std is None else args.std
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training went wrong")
+        raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training diverged")
     model = create_model(args.model, kwargs)
     converted = convert_state_dict(weights, model)
     unsure = doubts(weights, model)  # type: ignore[arg-type]
@@ -119,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes, {heads} attention heads")
-    print(f"pictures are normalised by mean {info.mean} and deviation {info.std}")
+    print(f"pictures are normalised with mean {info.mean} and standard deviation {info.std}")
     if other:
         differing = ", ".join(f"{name} {value} (not {getattr(named.config, name)})" for name, value in other.items())
-        print(f"its weights have another size than {args.model}: {differing}")
+        print(f"the weights differ in size from {args.model}: {differing}")
     if dropped:
-        print(f"dropped, since no published forward uses them: {', '.join(dropped)}")
+        print(f"dropped, because the published models never use them: {', '.join(dropped)}")
     return 0

@@ -1,4 +1,4 @@
-"""`spikingformer data`: fetch, unpack and check data sets."""
+"""`spikingformer data`: downloads, unpacks and checks data sets."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -12,32 +12,34 @@ if TYPE_CHECKING:
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "data",
-        help="fetch, unpack and check data sets",
-        description="Puts data sets where recipes look for them, and says what is wrong with a folder.",
+        help="download, unpack and check data sets",
+        description="Puts data sets where recipes look for them, and checks data folders.",
     )
     inner = parser.add_subparsers(dest="data_command", metavar="WHAT", required=True)
     for name in ("cifar10", "cifar100"):
         cifar = inner.add_parser(name, help=f"download {name} through torchvision and verify every file")
         cifar.add_argument("--root", default="data", metavar="DIR", help="folder to put it in (default: data)")
-        cifar.add_argument("--from", dest="source", metavar="FILE", help="the official .tar.gz, if it is here already")
+        cifar.add_argument("--from", dest="source", metavar="FILE", help="the official .tar.gz, if you already have it")
         cifar.add_argument("--json", action="store_true", help="print one JSON object")
         cifar.set_defaults(run=run_cifar, name=name)
-    imagenet = inner.add_parser("imagenet", help="the official ILSVRC2012 archives into train/ and val/")
+    imagenet = inner.add_parser("imagenet", help="unpack the official ILSVRC2012 archives into train/ and val/")
     imagenet.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of the three archives")
     imagenet.add_argument(
         "--root", default="data/imagenet", metavar="DIR", help="folder to fill (default: data/imagenet)"
     )
-    imagenet.add_argument("--subset", action="store_true", help="not the full set: do not compare the counts")
+    imagenet.add_argument(
+        "--subset", action="store_true", help="a part of the full set: do not check the number of pictures"
+    )
     imagenet.add_argument("--json", action="store_true", help="print one JSON object")
     imagenet.set_defaults(run=run_imagenet)
-    check = inner.add_parser("check", help="what is wrong with a data folder, before a long run")
+    check = inner.add_parser("check", help="find problems of a data folder before a long run")
     check.add_argument("name", help="digits, cifar10, cifar100, folder, tar or wds")
     check.add_argument(
         "overrides", nargs="*", metavar="key=value", help="as for train, e.g. data.train_shards=... data.channels=1"
     )
     check.add_argument("--root", metavar="DIR", help="folder of the data set (default: data)")
     check.add_argument(
-        "--every", type=int, default=1, metavar="N", help="decode only each N-th picture (default 1: all)"
+        "--every", type=int, default=1, metavar="N", help="decode only every N-th picture (default 1: all)"
     )
     check.add_argument("--workers", type=int, default=2, help="decoding threads (default 2)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
@@ -66,10 +68,12 @@ def run_cifar(args: argparse.Namespace) -> int:
         if given.resolve() != (root / source.filename).resolve():
             shutil.copyfile(given, root / source.filename)
     try:
-        with redirect_stdout(sys.stderr):  # torchvision prints there, and --json is to print one object alone
+        with redirect_stdout(sys.stderr):  # torchvision prints to stdout, and --json must print one object only
             source(root, download=True)  # checks the archive's MD5 before unpacking it
     except RuntimeError as error:
-        raise ValueError(f"{args.name}: {error}. Fetch {source.filename} by hand and give it with --from.") from None
+        raise ValueError(
+            f"{args.name}: {error}. Download {source.filename} yourself and give it with --from."
+        ) from None
     counts = [len(load_cifar(args.name, root, part)) for part in ("train", "test")]
     folder = root / source.base_folder
     if args.json:
@@ -99,7 +103,7 @@ def run_imagenet(args: argparse.Namespace) -> int:
 
 
 def _settings(name: str, root: str | None, overrides: list[str]) -> "DataSettings":
-    """The data section of a recipe that says no more than these.
+    """The data section of a recipe that sets these values only.
 
     Raises:
         ValueError: an override of another section, an unknown key or a wrong type.
@@ -142,5 +146,5 @@ def run_check(args: argparse.Namespace) -> int:
             print(f"{part}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
         for problem in findings.problems:
             print(f"problem: {problem}")
-        print("nothing wrong found" if not findings.problems else f"{len(findings.problems)} problems")
+        print("no problems found" if not findings.problems else f"{len(findings.problems)} problems")
     return 1 if findings.problems else 0

@@ -1,4 +1,4 @@
-"""`spikingformer data gesture|cifar10dvs|nmnist|show|simulate`: event-camera data, prepared and looked at."""
+"""`spikingformer data gesture|cifar10dvs|nmnist|show|simulate`: prepares and shows event-camera data."""
 
 from __future__ import annotations
 
@@ -22,51 +22,78 @@ def add_data_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     """Add the event-camera sub-commands to `spikingformer data`; each sets `run`."""
     for name, text in _SETS.items():
         _add_set_parser(subparsers.add_parser(name, help=text, description=_set_description(text)), name)
-    _add_show_parser(subparsers.add_parser("show", help="a recording as pictures, an animation and its event rate"))
+    _add_show_parser(subparsers.add_parser("show", help="draw a recording: pictures, event rate and an animation"))
     _add_simulate_parser(
         subparsers.add_parser(
             "simulate",
-            help="pictures to simulated recordings in the CIFAR10-DVS layout",
-            description="Turns pictures into simulated event recordings. They are labelled simulated everywhere and "
-            "are no substitute for CIFAR10-DVS.",
+            help="turn pictures into simulated recordings in the CIFAR10-DVS layout",
+            description="Turns pictures into simulated event recordings. They are marked as simulated everywhere "
+            "and do not replace CIFAR10-DVS.",
         )
     )
 
 
 def _set_description(text: str) -> str:
     return (
-        f"{text}. Looks in --from DIR for the official archives or what came out of them, and says what to download "
-        "where nothing is there. Can be killed and run again: it goes on from what is there."
+        f"{text}. Looks in --from DIR for the official archives or their unpacked files, and says what to download "
+        "if there are none. If it is interrupted, run it again: it continues from the files already written."
     )
 
 
 def _add_set_parser(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="downloaded files")
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="DIR", help="folder of the downloaded files"
+    )
     parser.add_argument("--to", type=Path, metavar="DIR", help="where to unpack to (default: the folder of --from)")
-    parser.add_argument("--time-steps", type=int, nargs="+", default=[16], metavar="T", help="frames a recording (16)")
-    parser.add_argument("--split-by", choices=("number", "time"), default="number", help="how to cut (number)")
-    parser.add_argument("--split", default="published", help="division into training and test part (published)")
+    parser.add_argument(
+        "--time-steps", type=int, nargs="+", default=[16], metavar="T", help="frames per recording (default 16)"
+    )
+    parser.add_argument(
+        "--split-by",
+        choices=("number", "time"),
+        default="number",
+        help="frames of equally many events, or of equal length (default number)",
+    )
+    parser.add_argument(
+        "--split", default="published", help="which division into training and test samples (default published)"
+    )
     parser.add_argument("--frame-size", type=int, metavar="N", help="frames of NxN pixels (default: the sensor's size)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for ready frames (default: beside the data)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder for the frame cache (default: beside the data)"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="decoding processes")
     parser.add_argument(
-        "--skip-checksums", action="store_true", help="unpack archives whose MD5 is not the official one"
+        "--skip-checksums", action="store_true", help="also unpack archives whose MD5 is not the official one"
     )
-    parser.add_argument("--verify", action="store_true", help="also compare the checksums of a cache that is there")
+    parser.add_argument("--verify", action="store_true", help="also check the checksums of an existing cache")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run_prepare, data_set=name)
 
 
 def _add_show_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a recording: .aedat (2.0 or 3.1), .bin or .bs2")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="folder for the pictures (here)")
-    parser.add_argument("--time-steps", type=int, default=8, metavar="T", help="pictures in the strip (8)")
-    parser.add_argument("--split-by", choices=("number", "time"), default="time", help="how to cut (time)")
-    parser.add_argument("--start", type=int, metavar="US", help="first microsecond to show")
-    parser.add_argument("--end", type=int, metavar="US", help="first microsecond not to show")
-    parser.add_argument("--trial", type=int, metavar="N", help="row N (from 1) of the gesture label file beside FILE")
-    parser.add_argument("--sensor", metavar="HxW", help="sensor size, for example 128x128 (default: found out)")
-    parser.add_argument("--frame-ms", type=float, default=40.0, metavar="MS", help="time of one animation picture (40)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="folder for the pictures (default: the current one)"
+    )
+    parser.add_argument("--time-steps", type=int, default=8, metavar="T", help="pictures in the strip (default 8)")
+    parser.add_argument(
+        "--split-by",
+        choices=("number", "time"),
+        default="time",
+        help="pictures of equally many events, or of equal length (default time)",
+    )
+    parser.add_argument("--start", type=int, metavar="US", help="start at this microsecond")
+    parser.add_argument("--end", type=int, metavar="US", help="stop before this microsecond")
+    parser.add_argument(
+        "--trial",
+        type=int,
+        metavar="N",
+        help="show trial N: a row, counted from 1, of the gesture label file beside FILE",
+    )
+    parser.add_argument("--sensor", metavar="HxW", help="sensor size, for example 128x128 (default: detected)")
+    parser.add_argument(
+        "--frame-ms", type=float, default=40.0, metavar="MS", help="time per picture of the animation (default 40)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run_show)
 
@@ -75,8 +102,8 @@ def _add_simulate_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR",
                         help="folder that holds cifar-10-batches-py")  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--per-class", type=int, default=1000, metavar="N", help="pictures of each class (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    parser.add_argument("--per-class", type=int, default=1000, metavar="N", help="pictures per class (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run_simulate)
 
@@ -123,7 +150,7 @@ def run_prepare(args: argparse.Namespace) -> int:
         caches.append(result)
         report(f"T={steps}: {len(samples)} samples, {result['bytes'] / 1e6:.1f} MB in {path} ({result['seconds']} s)")
         if empty:
-            report(f"T={steps}: {empty} samples hold no event")
+            report(f"T={steps}: {empty} samples have no events")
     train = sum(sample.part == "train" for sample in samples)
     if args.json:
         summary: dict[str, Any] = {

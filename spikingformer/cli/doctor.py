@@ -1,4 +1,4 @@
-"""`spikingformer doctor`: what this machine can do, and what is missing."""
+"""`spikingformer doctor`: shows what this machine can do and what is missing."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-OPTIONAL = {  # package: what it is for, how to get it
+OPTIONAL = {  # package: (what it is for, how to get it)
     "onnx": ("export to ONNX", 'pip install "spikingformer[export]"'),
     "onnxruntime": ("running exported ONNX files", 'pip install "spikingformer[export]"'),
     "nir": ("export to NIR", 'pip install "spikingformer[export]"'),
@@ -19,8 +19,8 @@ OPTIONAL = {  # package: what it is for, how to get it
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="what this machine can do and what is missing",
-        description="Looks at versions, processor, GPU, compiled kernels and optional packages.",
+        help="show what this machine can do and what is missing",
+        description="Checks versions, processor, GPU, compiled kernels and optional packages.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -34,7 +34,7 @@ def _version(package: str) -> str | None:
 
 
 def _findings() -> list[dict[str, str | bool]]:
-    """Rows of (what, ok, detail); ok is False where something is missing that can be mended."""
+    """Rows of (what, ok, detail); ok is False if something is missing that can be added."""
     import torch
 
     from spikingformer.neurons.backend import unavailable
@@ -54,9 +54,9 @@ def _findings() -> list[dict[str, str | bool]]:
     if reason is None:
         from spikingformer.native import available_isas
 
-        row("C++ kernels", True, "built; paths: " + ", ".join(available_isas()))
+        row("C++ kernels", True, "built; instruction sets: " + ", ".join(available_isas()))
     else:
-        row("C++ kernels", False, f"{reason}; the plain form is used. Install a C++ compiler, then: "
+        row("C++ kernels", False, f"{reason}; plain PyTorch is used instead. Install a C++ compiler, then: "
             "python -m spikingformer.native.build")  # fmt: skip
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -1,4 +1,4 @@
-"""`spikingformer energy`: operations and estimated energy a picture, layer by layer."""
+"""`spikingformer energy`: operations and estimated energy per sample, layer by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ PRESET_NAMES = ("exact", "spikingformer-paper", "spikingformer-log", "spikformer
                 "neurobench")  # fmt: skip
 MEMORY_NAMES = ("none", "lemaire2022", "sram64")
 BATCH_SIZE = 32
-_PRICING = ("preset", "also", "memory", "all_rows", "csv")  # options of the estimate, of its input, of running
+_PRICING = (
+    "preset",
+    "also",
+    "memory",
+    "all_rows",
+    "csv",
+)  # options of the estimate; the next two: of its input, of running a model
 _INPUT = ("data", "rates", "assume_rate", "root", "samples")
 _RUNNING = ("root", "samples", "batch_size")
 
@@ -29,40 +35,44 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Adds the command to the parser."""
     parser = subparsers.add_parser(
         "energy",
-        help="operations and estimated energy a picture, layer by layer",
+        help="count operations and estimate energy per sample, layer by layer",
         description=(
-            "Counts what a model executes and prices it. A registered MODEL alone gives the table of shapes, in a "
-            "second and without data; a CHECKPOINT with --data gives measured firing rates, energy and accuracy. "
-            "docs/energy.md explains every preset."
+            "Counts the operations of a model and estimates their energy. A registered MODEL alone gives the counts "
+            "that follow from its shapes, without data. A CHECKPOINT with --data gives measured firing rates, energy "
+            "and accuracy. docs/energy.md explains every preset."
         ),
     )
-    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help="a registered name, or a .safetensors file of a run")
+    parser.add_argument(
+        "model", metavar="MODEL|CHECKPOINT", help="a registered name, a .safetensors file, or a run's folder"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--data", nargs="?", const="", metavar="NAME",
-        help="measure on the test part of a data set: the checkpoint's own without NAME; 'random' for dummy input",
+        help="measure on the test split of a data set (without NAME: the checkpoint's own; 'random': random input)",
     )  # fmt: skip
-    source.add_argument("--rates", type=Path, metavar="FILE", help="JSON with a firing rate a layer (or --json output)")
+    source.add_argument(
+        "--rates", type=Path, metavar="FILE", help="JSON with one firing rate per layer, or the output of --json"
+    )
     source.add_argument("--assume-rate", type=float, metavar="R", help="one firing rate for all layers, 0 to 1")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data set")
-    parser.add_argument("--samples", type=int, metavar="N", help="samples to count (default: the whole test part)")
-    parser.add_argument("--batch-size", type=int, metavar="B", help=f"samples a batch (default: {BATCH_SIZE})")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples to count (default: the whole test split)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"samples per batch (default: {BATCH_SIZE})")
     add_device_argument(parser)
-    parser.add_argument("--preset", choices=PRESET_NAMES, help="how to price (default: exact)")
+    parser.add_argument("--preset", choices=PRESET_NAMES, help="rules of counting and pricing (default: exact)")
     parser.add_argument(
         "--also", nargs="+", choices=(*PRESET_NAMES, "all"), default=[], metavar="PRESET",
-        help="further presets whose totals to print; 'all' for every one",
+        help="also print the totals of these presets; 'all' for all of them",
     )  # fmt: skip
     parser.add_argument(
         "--memory",
         choices=MEMORY_NAMES,
-        help="add memory accesses by this model (default: none)",
+        help="also price memory accesses, by this model (default: none)",
     )
     parser.add_argument("--img-size", type=int, metavar="PX", help="picture size, for a registered name")
     parser.add_argument("--in-chans", type=int, metavar="C", help="input channels, for a registered name")
     parser.add_argument("--num-classes", type=int, metavar="K", help="classes, for a registered name")
     parser.add_argument("--time-steps", type=int, metavar="T", help="time steps, for a registered name")
-    parser.add_argument("--all-rows", action="store_true", help="print neuron layers and elementwise operations too")
+    parser.add_argument("--all-rows", action="store_true", help="also print neuron layers and elementwise operations")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write the layers to a CSV file ('-': print)")
@@ -99,10 +109,10 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_what_is_not_read(args: argparse.Namespace) -> None:
     if args.measure:
         refuse_given(
-            args, (*_INPUT, *_PRICING), "--measure runs the model on random input and prices nothing: leave it away"
+            args, (*_INPUT, *_PRICING), "--measure runs the model on random input and estimates nothing: omit it"
         )
     elif args.data is None:
-        why = "nothing is run without --data: add it, or leave this away"
+        why = "nothing is run without --data: add --data, or omit this"
         refuse_given(args, _RUNNING, why)
         refuse_other_than_cpu(args.device, why)
     if args.batch_size is not None and args.batch_size < 1:
@@ -116,7 +126,7 @@ def _open(args: argparse.Namespace) -> OpenedModel:
 
     overrides = _overrides(args)
     if overrides and is_checkpoint(args.model):
-        raise ValueError(f"{', '.join(overrides)}: a checkpoint fixes these; give them with a registered name only")
+        raise ValueError(f"{', '.join(overrides)}: a checkpoint fixes these: give them only with a registered name")
     return open_model(args.model, **overrides)
 
 
@@ -234,7 +244,7 @@ def _summary(document: dict[str, Any]) -> list[str]:
     text = []
     if totals["energy_mj"] is not None:
         text.append(
-            f"{document['preset']['name']:<26}{totals['energy_mj']:.4g} mJ a sample "
+            f"{document['preset']['name']:<26}{totals['energy_mj']:.4g} mJ per sample "
             f"({_short(totals['macs'])} MAC, {_short(totals['acs'])} AC"
             + (f", memory {document['memory_model']})" if document["memory_model"] != "none" else ")")
         )
@@ -259,7 +269,7 @@ def _summary(document: dict[str, Any]) -> list[str]:
 def _break_even(rate: float | None) -> str:
     if rate is None:
         return "no rate"
-    return f"{rate:.1%}" + (" (every rate pays)" if rate > 1 else "")
+    return f"{rate:.1%}" + (" (cheaper at every rate)" if rate > 1 else "")
 
 
 def _percent(value: float | None) -> str:

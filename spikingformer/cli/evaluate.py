@@ -1,4 +1,4 @@
-"""`spikingformer evaluate CHECKPOINT`: accuracy and loss on the test part."""
+"""`spikingformer evaluate CHECKPOINT`: accuracy and loss on the test split."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "evaluate",
-        help="accuracy and loss of a checkpoint or an exported file",
-        description="Top-1, top-5, loss, accuracy of each class and after each time step, on the test part of the data "
-        "set the checkpoint was trained on (or of --data). An exported file does not name its data set, so it needs "
-        "--data; it runs on the CPU.",
+        help="measure accuracy and loss of a checkpoint or an exported file",
+        description="Measures top-1, top-5, loss, and the accuracy of each class and after each time step, on the test "
+        "split of the data set that the checkpoint was trained on (or of --data). An exported file does not name "
+        "its data set, so it needs --data; it runs on the CPU.",
         epilog="examples: spikingformer evaluate runs/a/best.safetensors --json; "
         "spikingformer evaluate runs/a/best-int8.safetensors --data cifar10",
     )
@@ -33,11 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", metavar="NAME", help="data set, e.g. cifar10 (default: the one it was trained on)")
     parser.add_argument("--root", metavar="DIR", help="folder of the data set (default: that of the training)")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="evaluate at another picture size")
-    parser.add_argument("--batch-size", type=int, default=128, help="samples a batch (default 128)")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples per batch (default 128)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures (default 2)")
     add_device_argument(parser)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="other: under autocast")
-    parser.add_argument("--anytime", action="store_true", help="also the curve of stopping early, by softmax margin")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="bf16 and fp16 run under autocast"
+    )
+    parser.add_argument(
+        "--anytime", action="store_true", help="also measure stopping early, at several softmax margins"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -128,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     if found.top1_after_step:
         print("top-1 after each time step: " + "  ".join(f"{value:.2f} %" for value in found.top1_after_step))
     if found.unreadable:
-        print(f"{found.unreadable} unreadable pictures left out")
+        print(f"{found.unreadable} unreadable pictures were skipped")
     if points:
         print(anytime.text(points))
     rows = sorted(zip(class_names, found.per_class, strict=True), key=lambda row: row[1][0] / max(row[1][1], 1))

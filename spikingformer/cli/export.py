@@ -1,4 +1,4 @@
-"""`spikingformer export`: a checkpoint to a file that runs elsewhere."""
+"""`spikingformer export`: writes a checkpoint to a file that runs elsewhere."""
 
 import argparse
 import json
@@ -20,8 +20,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "export",
         help="write a trained model as ONNX, torch.export, NIR, folded or int8 weights, or a hub folder",
         description="Folds BatchNorm (checked in float64), writes the model in another format, and runs the file once "
-        "to compare. Every file carries its preprocessing, class names, time steps and the checkpoint's hash; "
-        "`spikingformer predict` runs it.",
+        "to compare it with the model. Every file contains its preprocessing, class names, time steps and the "
+        "checkpoint's hash. `spikingformer predict` and `spikingformer evaluate` run every format except NIR.",
     )
     parser.add_argument(
         "checkpoint",
@@ -33,15 +33,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--streaming", action="store_true", help="onnx, torch: one time step, with the state as inputs and outputs"
     )
-    parser.add_argument("--spikes", action="store_true", help="onnx: the spikes of every layer as further outputs")
+    parser.add_argument("--spikes", action="store_true", help="onnx: add the spikes of every layer as outputs")
     parser.add_argument(
-        "--compile", action="store_true", help="torch: compiled for this processor (AOTInductor; needs a C++ compiler)"
+        "--compile", action="store_true", help="torch: compile for this processor (AOTInductor; needs a C++ compiler)"
     )
     parser.add_argument("--part", default="", help="nir: the module to write, for example blocks.0.mlp")
     parser.add_argument(
         "--energy",
         metavar="FILE",
-        help="hub: estimate for the model card, from `spikingformer energy ... --data --json`",
+        help="hub: energy estimate for the model card, from `spikingformer energy ... --data --json`",
     )
     parser.add_argument("--licence", metavar="NAME", help="hub: licence of the weights (default: apache-2.0)")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison of the file with the model")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             f"float64, logits by at most {report.fold.logit_difference:.1e}"
         )
     if report.logit_difference is not None:
-        why = ", which rounding to 8 bits does: see compare_int8 for accuracy" if args.to == "int8" else ""
+        why = " (from rounding to 8 bits; `spikingformer evaluate` measures the accuracy)" if args.to == "int8" else ""
         print(f"run once on random input: logits differ from the model's by at most {report.logit_difference:.1e}{why}")
     return 0
 
@@ -127,7 +127,7 @@ def _refuse_what_the_format_lacks(args: argparse.Namespace) -> None:
         ("licence", ("hub",)),
     ):
         if getattr(args, flag) and args.to not in formats:
-            raise ValueError(f"--{flag} is for --to {' and '.join(formats)}, got --to {args.to}: leave it away")
+            raise ValueError(f"--{flag} is for --to {' and '.join(formats)}, got --to {args.to}: omit it")
 
 
 def _beside(source: Path, args: argparse.Namespace) -> Path:

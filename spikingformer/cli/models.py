@@ -1,4 +1,4 @@
-"""`spikingformer models [GLOB]`: what is in the registry."""
+"""`spikingformer models [GLOB]`: lists the models in the registry."""
 
 import argparse
 import json
@@ -8,8 +8,8 @@ from typing import Any
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "models",
-        help="list the models, by a glob",
-        description="Lists the models of this package in timm's registry with size and shape.",
+        help="list the models",
+        description="Lists the models of this package with their sizes, and the weights that come with it.",
     )
     parser.add_argument("pattern", nargs="?", default="*", help='a glob, for example "*cml_8*" (default: all)')
     parser.add_argument("--json", action="store_true", help="print one JSON list")

@@ -1,4 +1,4 @@
-"""`spikingformer predict CHECKPOINT PATH...`: classes of pictures or recordings."""
+"""`spikingformer predict CHECKPOINT PATH...`: classifies pictures or recordings."""
 
 import argparse
 
@@ -15,29 +15,35 @@ RECORDINGS = (".aedat", ".bin", ".bs2")
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "predict",
-        help="classes of pictures or recordings",
-        description="The most likely classes of each file. Folders are searched; photos are turned as their EXIF "
-        "says; event models take .aedat, .bin, .bs2.",
+        help="classify pictures or recordings",
+        description="Prints the most likely classes of each file. Folders are searched. Photos are rotated as their "
+        "EXIF data says. Event models take .aedat, .bin and .bs2 files.",
         epilog="examples: spikingformer predict runs/a/best.safetensors photo.jpg holiday/ --top 3; "
         f"spikingformer predict photo.jpg (with {DEFAULT_MODEL}, which comes with the package)",
     )
     parser.add_argument(
         "checkpoint",
         help="a run's folder (its best model), a checkpoint, a converted or exported file, or MODEL.TAG of weights "
-        f"that come with the package; left out before pictures: {DEFAULT_MODEL}",
+        f"that come with the package; may be omitted before pictures (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="also N test samples of the training data")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also classify the first N samples of its data set's test split",
+    )
     parser.add_argument("--top", type=int, metavar="K", help=f"classes to show for each file (default {TOP})")
-    parser.add_argument("--batch-size", type=int, metavar="B", help=f"files at a time (default {BATCH_SIZE})")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"files per batch (default {BATCH_SIZE})")
     add_device_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a file, or a window")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per file, or per window")
     stream.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def _holds_pictures(path: str) -> bool:
-    """Whether it is a folder of pictures, not a model's, which may hold some beside its weights."""
+    """Whether it is a folder of pictures. A model's folder is not, even if it holds pictures beside its weights."""
     from pathlib import Path
 
     found = {p.suffix.lower() for p in Path(path).iterdir()} if Path(path).is_dir() else set()
@@ -56,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.checkpoint.lower().endswith(_picture_suffixes()) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
-        print(f"no model given: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
+        print(f"no model given: using {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
     if args.samples < 0:
         raise ValueError(f"--samples must be at least 0, got {args.samples}")
     if args.stream is not None:
         return stream.run(args)
-    refuse_given(args, stream.OPTIONS, "only with --stream RECORDING: give that instead of files, or leave this away")
+    refuse_given(args, stream.OPTIONS, "only with --stream RECORDING: give --stream instead of files, or omit this")
     if not args.paths and not args.samples:
         raise ValueError("nothing to predict: give files or folders, or --samples N")
     top, batch_size = TOP if args.top is None else args.top, BATCH_SIZE if args.batch_size is None else args.batch_size
@@ -100,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
                 if "hint" in row:
                     print(f"{row['file']}: {row['hint']}", file=sys.stderr)
     if unreadable:
-        raise ValueError(f"{unreadable} of {len(files)} files could not be read (named above); the others are done")
+        raise ValueError(
+            f"{unreadable} of {len(files)} files could not be read (named above); the others were classified"
+        )
     return 0
 
 

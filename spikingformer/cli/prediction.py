@@ -26,7 +26,7 @@ def _ranked(logits: torch.Tensor, info: ModelInfo, top: int) -> list[dict[str, A
 
 @torch.inference_mode()
 def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int, batch_size: int) -> Iterator[dict]:
-    """One row a file: {"file", "classes": [{"name", "index", "probability"}]} or {"file", "error"}."""
+    """One row per file: {"file", "classes": [{"name", "index", "probability"}]} or {"file", "error"}."""
     if info.kind == "events":
         for file in files:
             yield _predict_recording(model, info, file, top)
@@ -51,9 +51,9 @@ def predict_files(model: nn.Module, info: ModelInfo, files: list[str], top: int,
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its camera was held, by EXIF. Data sets stay as stored, since the published code reads them so."""
+    """The picture rotated as its EXIF data says. Data sets are not rotated, as in the published code."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF says nothing about the picture
+        warnings.simplefilter("ignore")  # damaged EXIF data does not make the picture unusable
         try:
             return ImageOps.exif_transpose(picture)
         except (SyntaxError, ValueError, OSError, KeyError, struct.error):
@@ -83,18 +83,18 @@ def _predict_recording(model: nn.Module, info: ModelInfo, file: str, top: int) -
 
 
 def _too_long(seconds: float, window: float, file: str) -> str | None:
-    """What to do where a model that was trained on windows (of `window` seconds) is given more than two of them."""
+    """Advice for a recording that is longer than two of the windows (in seconds) that the model was trained on."""
     if not window or seconds <= 2 * window:
         return None
     return (
-        f"{seconds:.1f} s taken as one input, but the model was trained on windows of {window:g} s: "
+        f"{seconds:.1f} s were taken as one input, but the model was trained on windows of {window:g} s: "
         f"classify it window by window with --stream {file} --window {window:g}"
     )
 
 
 @torch.inference_mode()
 def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> Iterator[dict]:
-    """The first `count` test samples of the training data, with their true class."""
+    """The first `count` samples of the test split of the data set that it was trained on, with their true class."""
     from spikingformer.reports.inputs import checkpoint_data
     from spikingformer.training.distributed import World
     from spikingformer.training.inputs import class_names_of, create_test_loader

@@ -1,10 +1,10 @@
-"""What recipes there are, and what can be in one."""
+"""Lists recipes and their keys."""
 
 import json
 
 
 def _first_sentence(text: str) -> str:
-    """Of the comment that a recipe begins with; it may go over several lines."""
+    """The first sentence of the comment at the top of a recipe; it may span several lines."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("# ") or line.startswith(("# Published:", "# Ours:")):
@@ -14,7 +14,7 @@ def _first_sentence(text: str) -> str:
 
 
 def print_recipes(as_json: bool = False) -> int:
-    """Every recipe of the package with the first sentence of its comment."""
+    """Prints every recipe of the package with the first sentence of its comment."""
     from spikingformer.training.recipe import recipes_folder
 
     folder = recipes_folder()
@@ -27,7 +27,7 @@ def print_recipes(as_json: bool = False) -> int:
 
 
 def print_fields(as_json: bool = False) -> int:
-    """Every key with type, default and meaning."""
+    """Prints every key with type, default and meaning."""
     from pydantic_core import PydanticUndefined, to_jsonable_python
 
     from spikingformer.training.recipe import Recipe

@@ -1,4 +1,4 @@
-"""`spikingformer report`: one page about a run, to look at."""
+"""`spikingformer report`: writes one HTML page about a run."""
 
 import argparse
 import json
@@ -13,9 +13,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "report",
         help="write a page about a run: curves, confusion, firing rates, energy, spikes, attention",
         description=(
-            "Evaluates a trained model on the test part and writes one self-contained HTML page: learning curves, "
+            "Evaluates a trained model on the test split and writes one self-contained HTML page: learning curves, "
             "confusion matrix, accuracy after each time step, firing rates, energy, spikes and attention of chosen "
-            "samples, recipe, versions, hardware. It needs no network to be read."
+            "samples, recipe, versions, hardware. It can be read without a network."
         ),
     )
     parser.add_argument(
@@ -32,11 +32,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--samples", type=int, default=1000, metavar="N", help="samples counted for energy (default 1000)"
     )
-    parser.add_argument("--show", type=int, default=6, metavar="N", help="samples to look inside (default 6)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="samples a batch (default 64)")
+    parser.add_argument("--show", type=int, default=6, metavar="N", help="samples to show in detail (default 6)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="samples per batch (default 64)")
     add_device_argument(parser)
     parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="also write one overview figure")
-    parser.add_argument("--json", action="store_true", help="print where the page is, accuracy and energy as JSON")
+    parser.add_argument("--json", action="store_true", help="print the path of the page, accuracy and energy as JSON")
     parser.set_defaults(run=run)
 
 
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"report": str(output), "top1": data.top1, "energy_mj": energy, "samples": data.samples}))
     else:
-        print(f"{output}  ({output.stat().st_size / 1e6:.1f} MB): top-1 {data.top1:.2f} %, {energy:.4g} mJ a sample")
+        print(f"{output}  ({output.stat().st_size / 1e6:.1f} MB): top-1 {data.top1:.2f} %, {energy:.4g} mJ per sample")
     return 0

@@ -1,4 +1,4 @@
-"""`spikingformer reproduce TABLE|ROW`: reruns a published figure or one of ours and writes its line of the results."""
+"""`spikingformer reproduce TABLE|ROW`: reruns a published result or one of ours and writes its line of the results."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command to the parser."""
     parser = subparsers.add_parser(
         "reproduce",
-        help="rerun a published table, a row of it, or a comparison of ours",
-        description="Trains every run of a table or row that has no results file yet, in legs if asked, and writes "
-        "benchmarks/results/rows/ROW.json, docs/results.md and docs/precise_gradient.md. Runs that were begun go on; "
-        "runs that are done are skipped. Call it in a clone of the repository.",
+        help="rerun a published table or row, or one of our comparisons",
+        description="Trains every run of a table or row that has no results yet, and writes "
+        "benchmarks/results/rows/ROW.json, docs/results.md and docs/precise_gradient.md. Unfinished runs are "
+        "continued; finished runs are skipped. Run it in a clone of the repository.",
         epilog="example: spikingformer reproduce orders-digits --output runs/reproduce",
     )
     parser.add_argument("target", nargs="?", metavar="TABLE|ROW", help="what to rerun; --list shows all")
@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="where and how to compute: device, threads, workers, log.* ...",
+        help="how to compute: device, threads, workers, log.* ...",
     )
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data set (default: the recipe's)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the row's)")
@@ -35,19 +35,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                         help="folder of the results files (default: %(default)s)")  # fmt: skip
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR",
                         help="folder of the pages (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--leg-seconds", type=float, metavar="S", help="stop and save after S seconds a leg")
-    parser.add_argument("--legs", type=int, metavar="N", help="leave after N legs a run, with status 75 if not done")
+    parser.add_argument(
+        "--leg-seconds", type=float, metavar="S", help="train in legs: save and stop after S seconds each"
+    )
+    parser.add_argument(
+        "--legs", type=int, metavar="N", help="exit after N legs per run, with status 75 if it is not finished"
+    )
     parser.add_argument("--stopped", action="store_true",
-                        help="train nothing: record begun runs as they are, with the epochs they have")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="list tables and rows with their state, and leave")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and leave")
+                        help="train nothing: record unfinished runs with the epochs they have")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list tables and rows with their state, and exit")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and exit")
     parser.add_argument("--page", action="store_true", help="only write the pages from the results files")
     parser.add_argument("--json", action="store_true", help="print --list, --dry-run or the results as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code (75: not finished, the same command goes on)."""
+    """Runs the command; returns the exit code (75: not finished; the same command continues)."""
     from spikingformer.reproduce.ledger import all_tables, find_rows
 
     if args.list:
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         _write_pages(args)
         return 0
     if args.target is None:
-        raise ValueError("what is to be reproduced? `spikingformer reproduce --list` shows all tables and rows")
+        raise ValueError("no table or row given: `spikingformer reproduce --list` shows all of them")
     rows = find_rows(args.target)
     overrides = [*args.overrides, *([f"data.root={args.data}"] if args.data else [])]
     if args.dry_run:
@@ -88,14 +92,14 @@ def _rerun(rows: "Sequence[Row]", overrides: list[str], args: argparse.Namespace
 
 
 def _silent(_: str) -> None:
-    """With --json, stdout is the result's."""
+    """With --json, only the result is printed."""
 
 
 def _check_folders(args: argparse.Namespace) -> None:
     for name, folder in (("--results", args.results), ("--docs", args.docs)):
         if not folder.is_dir():
             raise ValueError(
-                f"{folder}: no such folder, so there is no place for the results: call this in a clone of the "
+                f"{folder}: no such folder, so the results cannot be written: run this in a clone of the "
                 f"repository, or give {name}"
             )
 

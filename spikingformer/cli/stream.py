@@ -1,4 +1,4 @@
-"""`spikingformer predict --stream`: an event camera's recording, classified window by window as it comes in."""
+"""`spikingformer predict --stream`: classifies an event camera's recording window by window as it comes in."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from spikingformer.cli.device import refuse_other_than_cpu
 from spikingformer.cli.unread import refuse_given
 
-OPTIONS = ("window", "sensor", "keep_state", "loop")  # which only a stream reads
+OPTIONS = ("window", "sensor", "keep_state", "loop")  # read with --stream only
 SENSOR = (128, 128)
 
 
@@ -26,12 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sensor", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="the camera's size (default 128 128)"
     )
-    group.add_argument("--keep-state", action="store_true", help="membranes go on from window to window")
-    group.add_argument("--loop", type=float, metavar="SECONDS", help="play the recording again and again for so long")
+    group.add_argument("--keep-state", action="store_true", help="keep the membrane state from window to window")
+    group.add_argument("--loop", type=float, metavar="SECONDS", help="loop the recording for this many seconds")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a line a window as soon as it is complete, and what it took at the end."""
+    """Prints one line per window as soon as it is complete, and the time used at the end."""
     import numpy as np
 
     from spikingformer.data.events import make_events
@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.paths or args.samples:
         what = args.paths[0] if args.paths else "--samples"
-        raise ValueError(f"--stream classifies {args.stream} alone, got {what} as well: give the one or the other")
-    refuse_given(args, ["top"], "--stream shows the likeliest class of each window (--json: all): leave it away")
-    refuse_given(args, ["batch_size"], "--stream takes one window at a time: leave it away")
+        raise ValueError(f"--stream classifies only {args.stream}, but {what} was given too: give one of the two")
+    refuse_given(args, ["top"], "--stream shows the most likely class of each window (--json: all): omit it")
+    refuse_given(args, ["batch_size"], "--stream takes one window at a time: omit it")
     refuse_other_than_cpu(args.device, "windows of --stream run on the CPU here: omit it")
     if args.loop is not None and args.stream == "-":
-        raise ValueError("--loop plays a file again, which standard input is not: give the recording's path")
+        raise ValueError("--loop repeats a file, and standard input cannot be repeated: give the recording's path")
     predictor = load_predictor(args.checkpoint)
     settings = settings_for(predictor, args.window, tuple(args.sensor or SENSOR), args.keep_state)
     chunks = event_chunks(args.stream)
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> int:
         )
     if not count:
         raise ValueError(
-            f"the recording holds no events, or is shorter than one window of {settings.window_us / 1e6:g} s: give a "
+            f"the recording has no events, or is shorter than one window of {settings.window_us / 1e6:g} s: give a "
             "longer one, or a shorter --window"
         )
     if not args.json:
         notes = f"; {cutter.late_events} events came late and were dropped" if cutter.late_events else ""
         if rest := cutter.taken_events - classified:
-            notes += f"; {rest} events lie in no whole window and were not classified"
+            notes += f"; {rest} events are in no complete window and were not classified"
         if cutter.restarts:
-            notes += f"; started anew {cutter.restarts} times (a minute of silence, or times that go back as far)"
+            notes += f"; restarted {cutter.restarts} times (a minute of silence, or times that went back a minute)"
         print(f"{count} windows, {seconds:.1f} s of events in {computed:.1f} s: {seconds / computed:.1f}x real time, "
               f"longest latency {slowest * 1e3:.1f} ms{notes}")  # fmt: skip
     return 0

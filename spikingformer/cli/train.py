@@ -8,10 +8,10 @@ from spikingformer.cli.recipe_help import print_fields, print_recipes
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a model by a recipe",
-        description="Trains by a recipe into a folder: best.safetensors, last.safetensors, state.safetensors "
-        "(to resume), recipe.yaml, metrics.jsonl, tensorboard/. The first SIGTERM or Ctrl-C saves and leaves with "
-        "status 75, a second one leaves at once. Several processes: "
+        help="train a model from a recipe",
+        description="Trains a model from a recipe. Its folder receives best.safetensors, last.safetensors, "
+        "state.safetensors (to resume), recipe.yaml, metrics.jsonl, tensorboard/. The first SIGTERM or "
+        "Ctrl-C saves and exits with status 75; a second one exits at once. For several processes: "
         "torchrun --nproc-per-node N -m spikingformer train ...",
         epilog="example: spikingformer train recipes/digits/spikingformer_cml.yaml epochs=2 seed=7 --output runs/a",
     )
@@ -20,9 +20,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. model.embed_dim=128"
     )
     parser.add_argument("--output", help="folder of the run (default: runs/RECIPE-TIME)")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, if it has one")
-    parser.add_argument("--list", action="store_true", help="list the recipes that come with the package, and leave")
-    parser.add_argument("--fields", action="store_true", help="list every key of a recipe with its meaning, and leave")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the folder's last checkpoint, if there is one"
+    )
+    parser.add_argument("--list", action="store_true", help="list the recipes that come with the package, and exit")
+    parser.add_argument("--fields", action="store_true", help="list every key of a recipe with its meaning, and exit")
     parser.add_argument(
         "--json", action="store_true", help="print the result (the list, the fields) as one JSON object"
     )
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fields:
         return print_fields(args.json)
     if args.recipe is None:
-        raise ValueError("which recipe? `spikingformer train --list` lists those that come with the package")
+        raise ValueError("no recipe given: `spikingformer train --list` lists those that come with the package")
     import json
     import time
     from dataclasses import asdict

@@ -1,11 +1,11 @@
-"""Options that a command has but would not read in the way it was called: refused, so that nobody relies on them."""
+"""Refuses options that a command has but would ignore in this call."""
 
 import argparse
 from collections.abc import Iterable
 
 
 def refuse_given(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raises ValueError for the first of the options `names` that was given. Their defaults are None, False or []."""
+    """Raises ValueError for the first given one of the options `names`. Their defaults must be None, False or []."""
     for name in names:
         value = getattr(args, name)
         if value is None or value is False or value == []:

@@ -142,7 +142,7 @@ def test_convert_takes_the_size_from_the_weights(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "100 classes, 8 attention heads" in text, "the published CIFAR-100 models have 8, no weight tells"
     assert "embed_dim 32 (not 384), depth 1 (not 4)" in text
-    assert "dropped, since no published forward uses them: norm.weight" in text
+    assert "dropped, because the published models never use them: norm.weight" in text
     model, info = load_model(output)
     assert (model.config.embed_dim, model.config.num_heads, info.mean[0]) == (32, 8, 0.5071)
     assert main([*command, "--num-heads", "4", "--json"]) == 0

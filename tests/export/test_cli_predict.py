@@ -187,7 +187,7 @@ def test_events_that_come_late_are_said_to_be_dropped(event_model, tmp_path, cap
     assert (
         capsys.readouterr()
         .out.splitlines()[-1]
-        .endswith("; 7 events came late and were dropped; 300 events lie in no whole window and were not classified")
+        .endswith("; 7 events came late and were dropped; 300 events are in no complete window and were not classified")
     )
 
 
@@ -196,7 +196,7 @@ def test_a_picture_alone_is_given_to_weights_that_ship(picture, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["classes"][0]["name"] in ("airplane", "automobile", "bird", "cat", "deer", "dog",
                                                               "frog", "horse", "ship", "truck")  # fmt: skip
-    assert "no model given: spikingformer_cml_4_384.cifar10_minutes" in captured.err
+    assert "no model given: using spikingformer_cml_4_384.cifar10_minutes" in captured.err
     assert main(["predict", str(picture.parent), "--top", "1", "--json"]) == 0
     assert "no model given" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_a_recording_can_be_looped(event_model, recording, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [([], "holds no events, or is shorter"), (["--loop", "9"], "no events to loop")]
+    ("words", "message"), [([], "has no events, or is shorter"), (["--loop", "9"], "no events to loop")]
 )
 def test_a_recording_without_events_is_said_to_be_one(event_model, tmp_path, capsys, words, message):
     write_aedat31(tmp_path / "none.aedat", make_events([], [], [], []))
@@ -238,9 +238,9 @@ def test_an_int8_file_streams_window_by_window(tmp_path, event_model, recording,
         (["--sensor", "16", "16"], "larger than the sensor's (16, 16)"),
         (["--window", "0.000001"], "less than a microsecond for each of its 3 frames"),
         (["--loop", "nan"], "more than 0 seconds, got nan"),
-        (["--samples", "2"], "got --samples as well"),
+        (["--samples", "2"], "but --samples was given too"),
         (["--device", "cuda:0"], "--device cuda:0: windows of --stream run on the CPU here"),
-        (["--top", "3"], "--top 3: --stream shows the likeliest class of each window"),
+        (["--top", "3"], "--top 3: --stream shows the most likely class of each window"),
         (["--batch-size", "4"], "--batch-size 4: --stream takes one window at a time"),
         (["--window", "0.3", "--device", "cpu"], ""),
     ],

@@ -172,7 +172,7 @@ def test_the_command_lists_plans_and_refuses(tmp_path, capsys):
     capsys.readouterr()
     for arguments, message in (
         (["nothing"], "nothing called 'nothing'"),
-        ([], "what is to be reproduced?"),
+        ([], "no table or row given"),
         (["cifar10", "--results", str(tmp_path / "no")], "no such folder"),
     ):
         assert main(["reproduce", *arguments]) == 2
