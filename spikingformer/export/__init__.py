@@ -1,4 +1,4 @@
-"""From a trained model to where it runs: one format a module."""
+"""Exports a trained model to where it runs: one module per format."""
 
 from spikingformer.neurons.observe import observed_spikes
 

@@ -19,12 +19,12 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, math.inf)
 
 @dataclass(frozen=True)
 class AnytimePoint:
-    """What one threshold costs and gives."""
+    """Accuracy and cost at one threshold."""
 
-    threshold: float  # least margin to stop at; infinity: never before the last step
+    threshold: float  # smallest margin to stop at; infinity: never stop before the last step
     accuracy: float  # percent
     mean_steps: float
-    energy_mj: float | None  # mean a sample, by the energy estimate's preset; None where no estimate was given
+    energy_mj: float | None  # mean per sample, by the preset of the estimate; None without an estimate
     stopped_at: tuple[float, ...]  # share of samples that stop after step 1, 2, ..., T
 
 
@@ -66,8 +66,8 @@ def anytime_curve(
 ) -> list[AnytimePoint]:
     """Accuracy, mean steps and mean energy at each threshold.
 
-    logits: (T, N, K) after each time step (`step_logits`); labels: (N,). energy_by_step: mJ that each time step costs
-    (`energy_by_step`). Raises ValueError where the shapes do not fit together.
+    logits: (T, N, K) after each time step (`step_logits`); labels: (N,). energy_by_step: mJ of each time step
+    (`energy_by_step`). Raises ValueError if the shapes do not fit together.
     """
     if logits.ndim != 3 or logits.shape[1] != len(labels):
         raise ValueError(f"expected logits (T, N, K) and labels (N,), got {tuple(logits.shape)}, {tuple(labels.shape)}")
@@ -93,10 +93,10 @@ def anytime_curve(
 
 
 def energy_by_step(facts: Facts, preset: str = "exact") -> tuple[float, ...]:
-    """mJ a sample that each time step costs, from counts of whole runs (`spikingformer.energy.count_operations`).
+    """mJ per sample of each time step, from counts of whole runs (`spikingformer.energy.count_operations`).
 
-    A product's share in a step is that of its input's spikes; what a still picture needs once falls on step 1; the rest
-    (neurons, additions) is the same in every step. The sum is the preset's estimate for all T steps.
+    A product's energy is split over the steps in proportion to its input's spikes. What a still picture needs only once
+    counts in step 1. The rest (neurons, additions) is the same in every step. The sum is the estimate for all T steps.
     """
     steps = facts.time_steps
     shares = {
@@ -123,7 +123,7 @@ def predict_anytime(model: SpikingTransformer, x: Tensor, threshold: float) -> t
     """Runs `model` step by step and drops each sample from the batch once it has stopped.
 
     x: pictures (B, C, H, W) or event frames (B, T, C, H, W). Returns, on its device, (logits (B, K) at the stop, steps
-    taken (B,)). Raises ValueError for another shape and for a threshold that is not above 0.
+    taken (B,)). Raises ValueError for another shape, and for a threshold that is not above 0.
     """
     _check_threshold(threshold)
     model.frames(x)  # raises for a shape that the model does not take

@@ -1,4 +1,4 @@
-"""A run's checkpoint as export sees it: the model, and what an exported file must say of it."""
+"""Loads a checkpoint for export: the model, and the metadata of the exported file."""
 
 import hashlib
 from dataclasses import replace
@@ -17,14 +17,16 @@ from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_s
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
     """(model in eval mode on the CPU, metadata) of a checkpoint, a run's folder, or MODEL.TAG of shipped weights.
 
-    Raises ValueError for a missing or damaged file, an exported one, and for a model that is not one of ours.
+    Raises ValueError for a missing, damaged or exported file, and for a model that is not of this package.
     """
     source = named_file(path)
     if file_kind(source) or source.suffix in (".onnx", ".pt2", ".nir"):
-        raise ValueError(f"{path} is an exported file already: give the checkpoint that it was made from")
+        raise ValueError(f"{path} is already an exported file: give the checkpoint that it was made from")
     model, info = load_model(source)
     if not isinstance(model, SpikingTransformer):
-        raise ValueError(f"{path} holds {info.name}, which is not a spiking model of ours: export takes those only")
+        raise ValueError(
+            f"{path} holds {info.name}, which is no spiking model of this package: only those can be exported"
+        )
     preprocessing = Preprocessing(
         info.image_size,
         tuple(info.mean),

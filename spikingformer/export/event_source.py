@@ -1,4 +1,4 @@
-"""Events in pieces, from a file, a pipe, or a recording played in a loop: no more in memory than one piece."""
+"""Reads events in pieces from a file, a pipe or a looped recording, and holds only one piece in memory."""
 
 import math
 import sys
@@ -18,8 +18,8 @@ _LONGEST_HEADER_LINE = 1 << 16
 
 
 def event_chunks(source: str | Path) -> Iterator[Events]:
-    """Sorted events of a recording in pieces: AEDAT 3.1 from a file or, for "-", from standard input as it comes in;
-    AEDAT 2.0 from a file. Raises EventFileError, a ValueError, for anything else and for a damaged recording."""
+    """Sorted events of a recording in pieces: AEDAT 3.1 from a file or, for "-", from standard input as it arrives;
+    AEDAT 2.0 from a file. Raises EventFileError, a ValueError, for another format and for a damaged recording."""
     if str(source) == "-":
         yield from aedat31_chunks(sys.stdin.buffer, "standard input")
         return
@@ -38,7 +38,7 @@ def event_chunks(source: str | Path) -> Iterator[Events]:
 
 
 def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
-    """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError where it is damaged."""
+    """The polarity packets of an AEDAT 3.1 stream, one piece each. Raises EventFileError if it is damaged."""
     offset = _skip_header(file, name)
     while header := _read(file, PACKET_HEADER.size, name, whole_or_nothing=True):
         packet = packet_header(header, offset, name)
@@ -51,11 +51,11 @@ def aedat31_chunks(file: BinaryIO, name: str) -> Iterator[Events]:
 
 
 def looped(events: Events, seconds: float) -> Iterator[Events]:
-    """A recording played again and again, its times going on, until `seconds` have passed; one piece a round."""
+    """A recording repeated with continuing times until `seconds` have passed; one piece per repetition."""
     if not len(events):
         raise ValueError("the recording has no events to loop")
     if not 0 < seconds < math.inf:
-        raise ValueError(f"a recording is looped for more than 0 seconds, got {seconds}")
+        raise ValueError(f"a recording can be looped for more than 0 seconds, got {seconds}")
     first, length = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1
     end = first + round(seconds * 1e6)
     shift = 0
@@ -85,7 +85,7 @@ def _skip_header(file: BinaryIO, name: str) -> int:
 
 
 def _read(file: BinaryIO, count: int, name: str, whole_or_nothing: bool = False) -> bytes:
-    """Exactly `count` bytes; b"" at a clean end where that is allowed."""
+    """Exactly `count` bytes, or b"" at the end of the file with `whole_or_nothing`."""
     parts, left = [], count
     while left and (part := file.read(left)):
         parts.append(part)

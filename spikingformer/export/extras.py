@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 
 def require(*modules: str) -> None:
-    """Raises ValueError that says what to install where a module is missing."""
+    """Raises ValueError that says what to install if a module is missing."""
     missing = [m for m in modules if find_spec(m) is None]
     if missing:
         raise ValueError(

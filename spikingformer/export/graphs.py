@@ -1,4 +1,4 @@
-"""The two forms in which a model leaves PyTorch, with tensors only at the border.
+"""The two forms in which a model is exported, with tensors as their only inputs and outputs.
 
 Whole: an input to logits, all time steps unrolled. One step: a frame and the state to logits and the next state.
 """
@@ -51,7 +51,7 @@ class OneStep(nn.Module):
         return ["frame", "steps", "feature_sum", *(f"membrane.{name}" for name in neuron_names(self.model))]
 
     def output_names(self) -> list[str]:
-        """Names of the outputs: the inputs' with `next.` before them, so that a caller can feed them back."""
+        """Names of the outputs: `logits`, and the inputs' names after `next.`, so that a caller can feed them back."""
         fired = [f"spikes.{name}" for name in neuron_names(self.model) if self.spikes]
         return ["logits", *(f"next.{name}" for name in self.input_names()[1:]), *fired]
 

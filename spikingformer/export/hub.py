@@ -1,4 +1,4 @@
-"""A hub folder: what timm's `save_for_hf_hub` and `push_to_hf_hub` lay out, with a model card written from the run.
+"""A hub folder: the layout of timm's `save_for_hf_hub` and `push_to_hf_hub`, with a model card written from the run.
 
 Plain timm loads it: `import spikingformer; timm.create_model("local-dir:FOLDER", pretrained=True)`, and once it is on a
 hub `timm.create_model("hf-hub:USER/NAME", pretrained=True)`.
@@ -28,10 +28,10 @@ CARD_FILE = "README.md"
 def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: ExportMetadata, card: CardFacts) -> Path:
     """Writes config.json, model.safetensors (not folded: it can be fine-tuned) and README.md; returns the folder.
 
-    Raises ValueError for a folded model, and for a folder that holds something else already.
+    Raises ValueError for a folded model, and for a folder that already holds other files.
     """
     if is_folded(model):
-        raise ValueError("a hub folder holds a model that can be trained on: give it before BatchNorm is folded")
+        raise ValueError("a hub folder holds a model that can be trained further: give it before BatchNorm is folded")
     target = Path(folder)
     _check_target(target)
     check_weights(model)
@@ -102,4 +102,6 @@ def _check_target(target: Path) -> None:
         raise ValueError(f"{target} is a file: name a folder to write the model to")
     ours = {CARD_FILE, CONFIG_FILE, WEIGHTS_FILE}
     if target.is_dir() and (others := sorted(p.name for p in target.iterdir() if p.name not in ours)):
-        raise ValueError(f"{target} holds other files ({others[0]}): name a new folder, all of it would be published")
+        raise ValueError(
+            f"{target} holds other files ({others[0]}): name a new folder, as all of it would be published"
+        )

@@ -1,7 +1,7 @@
-"""Weights in 8 bits for the integer engine: a quarter of the size; only weights and currents are rounded.
+"""Weights in 8 bits for the integer engine: a quarter of the size. Only weights and currents are rounded.
 
-A safetensors file: for each product its int8 weight (O, C, k, k) with a float32 scale and bias a channel, in the
-engine's fixed-point units, and the head in float32. The engine runs a file to the same bits as its model.
+A safetensors file: for each product its int8 weight (O, C, k, k) with a float32 scale and bias per channel, in
+the engine's fixed-point units, and the head in float32. The engine gives the same bits from a file as from its model.
 """
 
 from collections.abc import Iterable
@@ -35,9 +35,9 @@ def export_int8(
 ) -> ExportReport:
     """Writes `model` with int8 weights to a safetensors file; `example` checks the fold, and the engine's int8 form.
 
-    The report's `logit_difference` is that between the int8 engine and the float model on the example: what rounding
-    does, which `compare_int8` states as accuracy. Raises ValueError for a model that the integer
-    engine cannot run; no file is left then.
+    The report's `logit_difference` is between the int8 engine and the float model on the example: the effect of
+    rounding, which `compare_int8` measures as accuracy. Raises ValueError for a model that the integer engine cannot
+    run; no file is written then.
     """
     target = checked_target(path, ".safetensors")
     prepared = prepare(model, example, metadata, check)

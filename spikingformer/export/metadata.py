@@ -1,4 +1,4 @@
-"""What every exported file says of itself: where it came from and how a picture must be prepared for it."""
+"""The metadata of every exported file: where it came from, and how its input must be prepared."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from spikingformer.training.checkpoint import check_statistics
 
 FORMAT_VERSION = "1"
 _PREFIX = "spikingformer."
-FORMAT_KEY = _PREFIX + "format_version"  # every exported file, whatever its format, holds these bytes
+FORMAT_KEY = _PREFIX + "format_version"  # every exported file of any format contains these bytes
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """What an exported file carries; written as strings (JSON where structured), read back by `from_strings`."""
+    """What an exported file says about itself: written as strings (JSON if structured), read by `from_strings`."""
 
     model: str  # timm name
     config: dict[str, Any]  # ModelConfig, field by field
@@ -44,7 +44,7 @@ class ExportMetadata:
     class_names: tuple[str, ...]
     time_steps: int  # T that the model was trained with
     input: str = "pictures"  # "pictures" (B, C, H, W) or "events" (B, T, C, H, W)
-    checkpoint_sha256: str = ""  # of the checkpoint file; empty where a model in memory was exported
+    checkpoint_sha256: str = ""  # of the checkpoint file; empty if a model in memory was exported
     streaming: bool = False  # one time step with the state as inputs and outputs
     kind: str = "float32"  # what the weights are: float32, int8
     package_version: str = ""
@@ -63,7 +63,7 @@ class ExportMetadata:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], path: str | Path = "this file") -> Self:
-        """The inverse of `to_strings`. Raises ValueError where the file was not written by `spikingformer export`."""
+        """The inverse of `to_strings`. Raises ValueError if the file was not written by `spikingformer export`."""
         found = {k.removeprefix(_PREFIX): v for k, v in strings.items() if k.startswith(_PREFIX)}
         missing = sorted({f.name for f in fields(cls)} - set(found))
         if missing:
@@ -95,7 +95,7 @@ class ExportMetadata:
     def _check(self) -> None:
         config, pre = self.model_config(), self.preprocessing
         if self.model not in VARIANTS:
-            raise ValueError(f"{self.model!r} is no model of ours")
+            raise ValueError(f"{self.model!r} is not a model of this package")
         if len(self.class_names) != self.config["num_classes"]:
             raise ValueError(f"{self.config['num_classes']} classes, {len(self.class_names)} class names")
         if len(pre.size) != 2:
@@ -131,7 +131,7 @@ def describe(
     names = tuple(map(str, range(model.num_classes))) if class_names is None else tuple(class_names)
     if len(names) != model.num_classes:
         raise ValueError(
-            f"the model has {model.num_classes} classes but {len(names)} class names were given: give one a class"
+            f"the model has {model.num_classes} classes but {len(names)} class names were given: give one per class"
         )
     found = preprocessing or _own_preprocessing(model)
     check_statistics(found.mean, found.std, model.config.in_chans)
@@ -150,13 +150,13 @@ def describe(
 
 
 def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
-    """The header's metadata of a safetensors file; empty where it has none."""
+    """The metadata in the header of a safetensors file; empty if there is none."""
     with safe_open(str(path), framework="pt") as file:
         return dict(file.metadata() or {})
 
 
 def file_kind(path: str | Path) -> str:
-    """What the weights of an exported safetensors file are: "float32", "int8", or "" where it does not say."""
+    """What the weights of an exported safetensors file are: "float32", "int8", or "" if it does not say."""
     try:
         return read_safetensors_metadata(path).get(_PREFIX + "kind", "")
     except (SafetensorError, OSError):
@@ -165,7 +165,7 @@ def file_kind(path: str | Path) -> str:
 
 def _timm_name(model: SpikingTransformer) -> str:
     if not isinstance(model, SpikingTransformer):
-        raise ValueError(f"expected a model of ours (timm.create_model), got {type(model).__name__}")
+        raise ValueError(f"expected a model of this package (timm.create_model), got {type(model).__name__}")
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg is not None and cfg.get("architecture") in VARIANTS:
         return str(cfg["architecture"])
@@ -173,8 +173,8 @@ def _timm_name(model: SpikingTransformer) -> str:
         if name.startswith(type(model).__name__.lower() + "_") and variant == model.config:
             return name
     raise ValueError(
-        f"this {type(model).__name__} was not made by timm.create_model, so its file could not say how to build it "
-        "again: create it by name"
+        f"this {type(model).__name__} was not made by timm.create_model, so a file could not say how to build it "
+        "again: create the model by name"
     )
 
 

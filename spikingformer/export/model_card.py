@@ -1,4 +1,4 @@
-"""The model card (README.md) of a hub folder, written from what is recorded about a run: nothing is made up."""
+"""The model card (README.md) of a hub folder, written from the records of a run: it states nothing else."""
 
 import json
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class EnergyEstimate:
-    """The line of an energy estimate that a card quotes."""
+    """The energy estimate that a card quotes."""
 
     preset: str
     millijoules: float  # a sample
-    samples: int  # samples that the rates were measured on
+    samples: int  # that the firing rates were measured on
     memory_model: str = "none"
 
     @classmethod
@@ -47,9 +47,9 @@ class EnergyEstimate:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card states beyond the export's metadata."""
+    """What a card states in addition to the metadata."""
 
-    licence: str = "apache-2.0"  # of the weights, as the hub abbreviates it
+    licence: str = "apache-2.0"  # of the weights, by its name on the hub
     data: str = ""  # name of the training set
     metrics: Mapping[str, float] = field(default_factory=dict)  # of these weights, e.g. top1 in percent
     epoch: int | None = None  # counted from 0
@@ -63,7 +63,7 @@ class CardFacts:
     def from_run(
         cls, info: ModelInfo, energy: EnergyEstimate | None = None, licence: str = "apache-2.0"
     ) -> "CardFacts":
-        """What a checkpoint says about the run that wrote it."""
+        """The facts in a checkpoint about the run that wrote it."""
         data = (info.recipe or {}).get("data", {}).get("name", "")
         return cls(
             licence,
@@ -79,7 +79,7 @@ class CardFacts:
 
 
 def model_card(metadata: ExportMetadata, facts: CardFacts) -> str:
-    """The card as Markdown with the hub's header. What was not recorded is said to be."""
+    """The card as Markdown with the hub's header. Facts that were not recorded are named as such."""
     config, pre = metadata.config, metadata.preprocessing
     rows, columns = pre.size
     task = "event frames (B, T, C, H, W)" if metadata.input == "events" else "pictures (B, C, H, W)"
@@ -122,7 +122,7 @@ def _energy(energy: EnergyEstimate | None) -> str:
         return "## Energy\n\nNot estimated."
     memory = "without memory accesses" if energy.memory_model == "none" else f"memory by {energy.memory_model}"
     return (
-        f"## Energy\n\n{energy.millijoules:.4g} mJ a sample, estimated, not measured: "
+        f"## Energy\n\n{energy.millijoules:.4g} mJ per sample, estimated, not measured: "
         f"preset `{energy.preset}` (45 nm, FP32), {memory}, firing rates of {energy.samples} samples."
     )
 

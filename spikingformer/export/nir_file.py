@@ -1,7 +1,7 @@
-"""NIR, the exchange format of neuromorphic tools (arXiv 2311.14641), for what it can say of our models.
+"""NIR, the exchange format of neuromorphic tools (arXiv 2311.14641), for the parts of our models that it can express.
 
 NIR has convolutions, neurons and sums. It has no max-pool and no product of two activations, so a whole model cannot be
-written; the parts of one that hold neither can (a block's MLP, the stages without a pool).
+written. The parts without these can (a block's MLP, the stages without a pool).
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ _WHY_ATTENTION = "it multiplies activations with activations (q k^T v), and NIR 
 
 
 class NotInNIR(ValueError):
-    """A layer that NIR cannot say; `layer` is its module name."""
+    """NIR cannot express a layer; `layer` is its module name."""
 
     def __init__(self, layer: str, why: str, parts: list[str]):
         self.layer = layer
@@ -46,7 +46,7 @@ def export_nir(
 ) -> ExportReport:
     """Writes `model`, or the module called `part` of it, folded, as a NIR graph that is stepped with dt = 1.
 
-    Raises NotInNIR, a ValueError that names the first layer that NIR cannot say and the parts that it can.
+    Raises NotInNIR, a ValueError that names the first layer that NIR cannot express, and the parts that can be written.
     """
     require("nir")
     import nir
@@ -62,10 +62,10 @@ def export_nir(
 
 
 def to_nir(model: SpikingTransformer, part: str = "") -> "nir.NIRGraph":
-    """The NIR graph of a part of `model` ("" is all of it), for inputs of the model's own picture size."""
+    """The NIR graph of a part of `model` ("": all of it), for inputs of the model's own picture size."""
     modules = dict(model.named_modules())
     if part not in modules:
-        raise ValueError(f"the model has no module {part!r}: use one of {', '.join(sayable_parts(model))}")
+        raise ValueError(f"the model has no module {part!r}: use one of {', '.join(exportable_parts(model))}")
     folded = model if is_folded(model) else fold_batch_norm(model)
     _refuse_what_is_not_in_nir(folded, part)
     module = dict(folded.named_modules())[part]
@@ -77,8 +77,8 @@ def to_nir(model: SpikingTransformer, part: str = "") -> "nir.NIRGraph":
     return _nir().NIRGraph(graph.nodes, graph.edges)
 
 
-def sayable_parts(model: SpikingTransformer) -> list[str]:
-    """Names of the largest modules of `model` that NIR can say."""
+def exportable_parts(model: SpikingTransformer) -> list[str]:
+    """Names of the largest modules of `model` that NIR can express."""
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f + ".") for f in found)
@@ -143,7 +143,7 @@ class _Graph:
 
 
 def _write(module: nn.Module, name: str, source: str, graph: _Graph, channels: int) -> str:
-    """Adds the nodes of `module` behind node `source`; returns the name of its last node."""
+    """Adds the nodes of `module` after node `source`; returns the name of its last node."""
     key = name.replace(".", "_")  # NIR files are HDF5: names are single path parts
     if isinstance(module, LIF):
         out = graph.add(key, _lif_node(module.config, (channels, *graph.size)), source)
@@ -174,7 +174,7 @@ def _is_writable(module: nn.Module) -> bool:
 
 
 def _first_refusal(module: nn.Module, name: str) -> tuple[str, str] | None:
-    """(name, why) of the first layer in `module` that NIR cannot say."""
+    """(name, why) of the first layer in `module` that NIR cannot express."""
     for child_name, child in module.named_modules(prefix=name):
         if isinstance(child, ConvBNLIF) and child.pool is not None:
             return child_name, _WHY_POOL
@@ -193,7 +193,7 @@ def _refuse_what_is_not_in_nir(model: SpikingTransformer, part: str) -> None:
     if refusal is None and not _is_writable(module):
         refusal = (part or "the model", f"{type(module).__name__} is more than a chain of convolutions and neurons")
     if refusal is not None:
-        raise NotInNIR(*refusal, sayable_parts(model))
+        raise NotInNIR(*refusal, exportable_parts(model))
 
 
 def _input_of(model: SpikingTransformer, part: str) -> tuple[int, tuple[int, int]]:
@@ -204,7 +204,7 @@ def _input_of(model: SpikingTransformer, part: str) -> tuple[int, tuple[int, int
     halvings = len(c.pooled_stages)
     if part.startswith("stem.stages."):
         stage = int(part.split(".")[2])
-        own = part.count(".") > 2 and c.pool == "cml"  # the neuron inside a CML stage stands behind its pool
+        own = part.count(".") > 2 and c.pool == "cml"  # the neuron inside a CML stage comes after its pool
         halvings = sum(1 for i in c.pooled_stages if i < stage + own)
     size = (c.img_size[0] >> halvings, c.img_size[1] >> halvings)
     return channels or _channels_before_lif(model, part), size

@@ -30,8 +30,8 @@ def export_onnx(
     example: pictures (B, C, H, W) or event frames (B, T, C, H, W) that fix H, W and T; default: the model's own sizes.
     streaming: one time step; inputs `frame`, `steps`, `feature_sum` and a membrane for each neuron layer, outputs
         `logits` and each of these as `next.*`. A stream starts from zeros.
-    spikes: further outputs `spikes.<layer>`, 0 or 1, (T, B, C, H, W).
-    check: fold checked in float64, and the written file run in ONNX Runtime where that is installed.
+    spikes: more outputs `spikes.<layer>`, 0 or 1, (T, B, C, H, W).
+    check: check the fold in float64, and run the written file in ONNX Runtime if that is installed.
 
     Raises ValueError for a wrong example, path, or a missing package.
     """
@@ -52,7 +52,7 @@ def export_onnx(
         graph = WholeModel(prepared.model, spikes)
         inputs, input_names, shapes = (prepared.example,), ["input"], ({0: batch},)
     with torch.no_grad(), use_backend("reference"), warnings.catch_warnings():
-        # all inputs share the batch axis, which is what is meant
+        # all inputs share the batch axis, as intended
         warnings.filterwarnings("ignore", message=".*shares the same shape constraints.*")
         program = torch.onnx.export(
             graph.eval(),

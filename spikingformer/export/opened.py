@@ -1,4 +1,4 @@
-"""Any file that can be run, opened as what the commands work on: a module and its description."""
+"""Opens an exported file in the form that commands work on: a module and its description."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class PredictorModule(nn.Module):
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a path is meant as an exported file rather than as a checkpoint of a run."""
+    """Whether a path names an exported file rather than a checkpoint of a run."""
     file = Path(path)
     return file.suffix in (".onnx", ".pt2", ".nir") or (file.suffix == ".safetensors" and bool(file_kind(file)))
 

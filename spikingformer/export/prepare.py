@@ -1,4 +1,4 @@
-"""What every format does first: checks the example, folds BatchNorm and holds the fold to account."""
+"""What every format does first: checks the example, folds BatchNorm and checks the fold."""
 
 import copy
 import mmap
@@ -19,7 +19,7 @@ written = replacing  # by this name every format writes its file
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote and how near it is to the model it came from."""
+    """What an export wrote, and how close it is to the model."""
 
     path: Path
     size_bytes: int
@@ -80,7 +80,7 @@ def prepare(
     """Folds a copy of `model` and checks the fold on one sample of `example` in float64.
 
     `example`: an input of the model (default: a random one of its own size). Raises ValueError for an input that the
-    model does not take, and RuntimeError where the folded model fires other spikes.
+    model does not take, and RuntimeError if the folded model fires other spikes.
     """
     described = describe(model) if metadata is None else metadata
     x = default_example(model) if example is None else example.detach().cpu().float()
@@ -88,7 +88,7 @@ def prepare(
     if not x.isfinite().all():
         raise ValueError("the example holds NaN or infinity: give an input as the model sees it")
     check_weights(model)
-    own = copy.deepcopy(model).cpu()  # the caller's stays where, and in the precision, that it is
+    own = copy.deepcopy(model).cpu()  # the caller's keeps its device and precision
     if is_folded(own):
         folded, fold = own, None
     else:
@@ -109,7 +109,7 @@ def prepare(
 
 
 def check_weights(model: SpikingTransformer) -> None:
-    """Raises ValueError for weights that are not numbers: spikes hide them, the classes look as if all were well."""
+    """Raises ValueError for NaN and infinite weights. Spikes would hide them: the predictions would look normal."""
     if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(
             f"{len(broken)} of the model's weights hold NaN or infinity, first {broken[0]}: export a checkpoint from "
@@ -118,8 +118,8 @@ def check_weights(model: SpikingTransformer) -> None:
 
 
 def checked_target(path: str | Path, suffix: str) -> Path:
-    """`path` as a Path. Raises ValueError for another suffix, a folder that is not there, and a file in its place that
-    export did not write: a checkpoint is not lost to a slip of the tongue."""
+    """`path` as a Path. Raises ValueError for another suffix, a missing folder, and an existing file that export did
+    not write, so that a checkpoint is not overwritten by a typo."""
     target = Path(path)
     if target.suffix != suffix:
         raise ValueError(
@@ -129,7 +129,7 @@ def checked_target(path: str | Path, suffix: str) -> Path:
         raise ValueError(f"the folder {target.parent} does not exist: create it, or write elsewhere")
     if target.exists() and not _was_exported(target):
         raise ValueError(
-            f"{target} is there and was not written by `spikingformer export`: name another file, or move it"
+            f"{target} exists and was not written by `spikingformer export`: name another file, or move it"
         )
     return target
 

@@ -1,4 +1,4 @@
-"""One way to run every file that export writes: `load_predictor(path)`."""
+"""Runs every file that export writes: `load_predictor(path)`."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ State = TypeVar("State")
 
 
 class Predictor(abc.ABC):
-    """A model in some runtime: input to logits. `metadata` says how a picture is prepared for it."""
+    """A model in a runtime: input to logits. `metadata` says how to prepare the input."""
 
     def __init__(self, metadata: ExportMetadata):
         self.metadata = metadata
@@ -173,8 +173,8 @@ class TorchStepPredictor(GraphStepPredictor):
 
 
 def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
-    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors), for a checkpoint or the folder
-    of a run, or for MODEL.TAG of weights that come with the package.
+    """The predictor for a file of `spikingformer export` (.onnx, .pt2, .safetensors), a checkpoint, the folder of a
+    run, or MODEL.TAG of weights that come with the package.
 
     `threads`: for ONNX Runtime; default: as many as torch uses. Raises ValueError for a missing or damaged file, one of
     another kind, or a runtime that is not installed.
@@ -192,7 +192,7 @@ def load_predictor(path: str | Path, threads: int | None = None) -> Predictor:
         return _safetensors_predictor(file)
     if file.suffix == ".nir":
         raise ValueError(f"{file} is a NIR graph of a part of a model, which has no logits: give another format")
-    raise ValueError(f"{file} is none of the formats that can be run: {', '.join(SUFFIXES)}")
+    raise ValueError(f"{file} is not in a format that can be run: expected {', '.join(SUFFIXES)}")
 
 
 def _safetensors_predictor(file: Path) -> Predictor:
@@ -232,20 +232,20 @@ def _torch_program(path: Path) -> tuple[Program, ExportMetadata]:
 
 
 def _input_shape(metadata: ExportMetadata) -> list[str | int]:
-    """What the program takes, "batch" where the size is free."""
+    """What the program takes, "batch" for the free size."""
     c = metadata.model_config()
     time = [metadata.time_steps] if metadata.input == "events" and not metadata.streaming else []
     return ["batch", *time, c.in_chans, *metadata.preprocessing.size]
 
 
 def _check_numbers(x: Tensor) -> None:
-    """Raises ValueError for NaN and infinity: neurons hide them, the class looks as if all were well."""
+    """Raises ValueError for NaN and infinity. Neurons would hide them: the predicted class would look normal."""
     if not x.isfinite().all():
         raise ValueError(f"the input {tuple(x.shape)} holds NaN or infinity: prepare it as the file's metadata says")
 
 
 def _check_shape(x: Tensor, expected: Sequence[str | int]) -> None:
-    """Raises ValueError where x is not what the file was exported for."""
+    """Raises ValueError if x does not have the shape that the file was exported for."""
     _check_numbers(x)
     fits = len(expected) == x.ndim and all(isinstance(e, str) or e == n for e, n in zip(expected, x.shape, strict=True))
     if not fits:

@@ -1,7 +1,7 @@
 """Weights to and from SpikingJelly's Spikformer (spikingjelly.activation_based.model.spikformer, 2.0).
 
 Its model downsamples as ours with CML (convolution, BatchNorm, pool, neuron), joins q, k and v in one product and has
-no biases before BatchNorm. A bias b there is the same as a running mean lowered by b: so ours are carried over.
+no biases before BatchNorm. Our biases b are carried over as a running mean lowered by b, which computes the same.
 SpikingJelly itself is not needed: state dicts are converted.
 """
 
@@ -33,8 +33,8 @@ def to_spikingjelly(model: SpikingTransformer) -> dict[str, Tensor]:
 def from_spikingjelly(state_dict: Mapping[str, Tensor], model: SpikingTransformer) -> dict[str, Tensor]:
     """A state dict of SpikingJelly's Spikformer as one that `model.load_state_dict(..., strict=True)` takes.
 
-    Biases before a BatchNorm, which SpikingJelly has not, become 0. Raises ValueError that names a key that is missing,
-    left over or of another shape.
+    Biases before a BatchNorm, which SpikingJelly does not have, become 0. Raises ValueError that names a key that is
+    missing, left over or of another shape.
     """
     _check(model)
     target = model.state_dict()
@@ -53,7 +53,7 @@ def from_spikingjelly(state_dict: Mapping[str, Tensor], model: SpikingTransforme
     out["head.weight"], out["head.bias"] = _take(state_dict, "head.weight"), _take(state_dict, "head.bias")
     if left := sorted(set(state_dict) - used):
         raise ValueError(
-            f"{len(left)} keys have no place in this {type(model).__name__}, first {left[0]}: check its depth"
+            f"{len(left)} keys do not belong to this {type(model).__name__}, first {left[0]}: check its depth"
         )
     for name, value in out.items():
         if value.numel() != target[name].numel():

@@ -1,8 +1,8 @@
-"""An event camera's recording, classified window by window while it comes in.
+"""Classifies an event camera's recording window by window while it comes in.
 
-A window is `steps` frames of `step_us` microseconds. Where the model can step, each frame goes through it once its time
+A window is `steps` frames of `step_us` microseconds. If the model can step, each frame goes through it once its time
 has passed, so after the window's last event only one time step is left to compute: that is the latency. A model that
-takes whole inputs only (int8) gets the window's frames together when it ends: its latency is all the computation.
+takes whole inputs only (int8) gets all frames of the window when it ends: its latency is the whole computation.
 """
 
 import itertools
@@ -23,14 +23,14 @@ Events = NDArray[np.void]  # structured x, y, t (us), p; see spikingformer.data.
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a recording is cut. Raises ValueError for numbers that make no window."""
+    """How a recording is cut. Raises ValueError for numbers that do not make a window."""
 
-    step_us: int = 60_000  # microseconds a frame
-    steps: int = 16  # frames a window: the T that the model was trained with
+    step_us: int = 60_000  # microseconds per frame
+    steps: int = 16  # frames per window: the T that the model was trained with
     sensor_size: tuple[int, int] = (128, 128)  # rows, columns of the camera
     frame_size: tuple[int, int] = (128, 128)  # rows, columns that the model takes
-    keep_state: bool = False  # True: membranes go on from window to window; False: each starts at rest
-    longest_gap_us: int = 60_000_000  # silence, or step back in time, after which the stream starts anew
+    keep_state: bool = False  # True: membranes are kept from window to window; False: each window starts at rest
+    longest_gap_us: int = 60_000_000  # silence, or step back in time, after which the stream restarts
 
     def __post_init__(self) -> None:
         for name in ("step_us", "steps"):
@@ -44,7 +44,7 @@ class StreamSettings:
 
     @property
     def window_us(self) -> int:
-        """Microseconds a window."""
+        """Microseconds per window."""
         return self.step_us * self.steps
 
 
@@ -56,11 +56,11 @@ class Window:
     start_us: int  # time of the recording
     end_us: int
     events: int
-    label: int | None  # None: no events came in, so there is nothing to name
-    probabilities: tuple[float, ...]  # empty where there is no label
+    label: int | None  # None: no events came in, so there is nothing to classify
+    probabilities: tuple[float, ...]  # empty without a label
     latency_s: float  # from the window's end to its class: the last time step's computation, or the whole window's
     compute_s: float  # all its time steps
-    late_events: int  # dropped since the window before: older than the frame that was being filled
+    late_events: int  # dropped since the window before: older than the frame being filled
 
     @property
     def real_time_factor(self) -> float:
@@ -86,7 +86,7 @@ class FrameCutter:
     def add(self, events: Events) -> Iterator[tuple[int, int, NDArray[np.float32]] | None]:
         """Yields (start, events, frame) for every frame that these events complete.
 
-        None stands for a silence too long to fill with empty frames, or for a clock that was set back so far: the next
+        None stands for a silence that is too long to fill with empty frames, or for a clock set back that far: the next
         frame starts at the next event. Raises ValueError for events off the sensor.
         """
         s = self.settings
@@ -95,7 +95,7 @@ class FrameCutter:
             events = events[np.argsort(events["t"], kind="stable")]
         t = events["t"]
         if len(t) and self.start_us is not None and int(t[-1]) < self.start_us - s.longest_gap_us:
-            self._start_anew()
+            self._restart()
             yield None
         while len(events):
             if self.start_us is None:
@@ -110,10 +110,10 @@ class FrameCutter:
             silence = int(t[0]) - (self.start_us + s.step_us)
             yield self._finish()
             if silence > s.longest_gap_us:
-                self._start_anew()
+                self._restart()
                 yield None
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         self.start_us = None
         self.counts[:] = 0
         self.events_in_frame = 0
@@ -152,12 +152,12 @@ class FrameCutter:
 def classify_stream(
     predictor: Predictor, chunks: Iterable[Events], settings: StreamSettings, cutter: FrameCutter | None = None
 ) -> Iterator[Window]:
-    """Classifies a stream of events, a `Window` as soon as each is complete; the unfinished rest is not classified.
+    """Classifies a stream of events; yields each `Window` as soon as it is complete. An incomplete last one is dropped.
 
     `predictor`: of a model trained on events. `chunks`: events sorted by time, in pieces of any length. `cutter`: of
-    these settings, to read afterwards how many events came late in all, those behind the last window included.
-    Memory does not grow with the recording. Raises ValueError for a predictor that takes pictures, and for one that
-    takes whole windows where their state should be kept.
+    these settings, to read the number of late events afterwards, including those after the last window.
+    Memory does not grow with the recording. Raises ValueError for a predictor that takes pictures, and, if state is
+    to be kept, for one that takes whole windows.
     """
     if predictor.metadata.input != "events":
         raise ValueError(f"{predictor.metadata.model} was trained on pictures: give a model trained on event frames")
@@ -171,7 +171,7 @@ def classify_stream(
     events = reported_late = 0
     for chunk in chunks:
         for frame in cutter.add(chunk):
-            if frame is None:  # a long silence: what was collected belongs to no window
+            if frame is None:  # a long silence: the frames so far belong to no window
                 runner.restart()
                 starts, seconds, events = [], [], 0
                 continue
@@ -247,9 +247,9 @@ def settings_for(
     sensor_size: tuple[int, int] = (128, 128),
     keep_state: bool = False,
 ) -> StreamSettings:
-    """Settings that fit a model: its T frames of its size in a window of `window_seconds`.
+    """Settings that fit a model: T frames of its size in a window of `window_seconds`.
 
-    Default: the length of the samples that it was trained on; 60 ms a frame where these were whole recordings.
+    Default: the length of the samples that it was trained on, or 60 ms per frame if these were whole recordings.
     """
     steps = predictor.metadata.time_steps
     if window_seconds is not None and not 0 < window_seconds <= 3600:

@@ -27,8 +27,8 @@ def export_torch(
 ) -> ExportReport:
     """Writes `model`, folded, as a torch.export program whose batch size is free; arguments as `export_onnx`.
 
-    The program holds plain operators only: it runs where this package is not installed. The metadata are extra files
-    of the archive. Raises ValueError for a wrong example or path.
+    The program contains plain operators only, so it runs without this package. The metadata are extra files of the
+    archive. Raises ValueError for a wrong example or path.
     """
     target = checked_target(path, ".pt2")
     prepared = prepare(model, example, metadata, check, streaming)
@@ -54,7 +54,7 @@ def export_aot(
 ) -> ExportReport:
     """Writes `model`, folded, as an AOTInductor package: compiled for this machine's processor, run without Python.
 
-    Arguments as `export_onnx`. Takes a minute or more. Raises ValueError where there is no C++ compiler.
+    Arguments as `export_onnx`. Takes a minute or more. Raises ValueError without a C++ compiler.
     """
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise ValueError("AOTInductor needs a C++ compiler, and neither g++ nor clang++ is on the path: install one")
@@ -79,7 +79,7 @@ def export_aot(
 
 
 def is_aot_package(path: str | Path) -> bool:
-    """Whether a .pt2 archive holds compiled code rather than a program. Raises ValueError for no archive at all."""
+    """Whether a .pt2 archive holds compiled code, not a program. Raises ValueError for a file that is no archive."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a .pt2 archive: it is damaged, or was not written by `spikingformer export`")
     with zipfile.ZipFile(path) as archive:

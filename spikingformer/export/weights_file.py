@@ -1,4 +1,4 @@
-"""Folded weights alone, in a safetensors file: no BatchNorm to keep or to run, read back into our own modules."""
+"""Folded weights, without BatchNorm, in a safetensors file that is read back into our own modules."""
 
 from pathlib import Path
 

@@ -115,7 +115,7 @@ def test_weights_that_come_with_the_package_are_exported_by_their_name(tmp_path,
 def test_an_exported_file_is_not_exported_again(checkpoint):
     assert spikingformer(checkpoint, "--to", "weights", "--no-check") == 0
     for name in ("best-folded.safetensors", "best.onnx"):
-        with pytest.raises(ValueError, match="is an exported file already: give the checkpoint"):
+        with pytest.raises(ValueError, match="is already an exported file: give the checkpoint"):
             spikingformer(checkpoint.with_name(name), "--to", "weights")
 
 

@@ -132,7 +132,7 @@ def test_card_states_the_run_and_nothing_else(tmp_path):
         "Trained on cifar10; 5 classes: ant, bee",
         "| top1 | 91.23 |",
         "One run, after epoch 13. Counted on the test part.",
-        "0.1234 mJ a sample, estimated, not measured: preset `exact`",
+        "0.1234 mJ per sample, estimated, not measured: preset `exact`",
         "rates of 1000 samples",
         "- torch 9.9",
         "## Licence\n\ncc-by-4.0",

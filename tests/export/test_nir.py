@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spikingformer.export import NotInNIR, export_nir
-from spikingformer.export.nir_file import run_nir, sayable_parts
+from spikingformer.export.nir_file import exportable_parts, run_nir
 
 from .conftest import dyadic, exact_model, small_model
 
@@ -49,7 +49,7 @@ def test_threshold_itself_fires():
         ("spikformer_8_384", "stem.stages.0", "max-pool"),
     ],
 )
-def test_whole_model_is_refused_by_its_first_unsayable_layer(tmp_path, name, layer, why):
+def test_whole_model_is_refused_by_its_first_layer_that_cannot_be_written(tmp_path, name, layer, why):
     model = small_model(name, img_size=32)
     with pytest.raises(NotInNIR, match=f"^{layer} cannot be written to NIR: it {why}") as caught:
         export_nir(model, tmp_path / "m.nir")
@@ -66,7 +66,7 @@ def test_without_pools_attention_is_what_cannot_be_said(tmp_path):
 
 def test_all_offered_parts_can_be_written(tmp_path):
     model = exact_model("spikingformer_4_384")
-    parts = sayable_parts(model)
+    parts = exportable_parts(model)
     assert "stem.last" in parts
     for part in parts:
         export_nir(model, tmp_path / "part.nir", part=part)

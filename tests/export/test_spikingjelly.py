@@ -106,7 +106,7 @@ def test_wrong_state_dicts_name_the_key():
     good = to_spikingjelly(model)
     with pytest.raises(ValueError, match=r"head.bias is missing"):
         from_spikingjelly({k: v for k, v in good.items() if k != "head.bias"}, model)
-    with pytest.raises(ValueError, match=r"1 keys have no place .* first blocks.7.x"):
+    with pytest.raises(ValueError, match=r"1 keys do not belong .* first blocks.7.x"):
         from_spikingjelly({**good, "blocks.7.x": torch.zeros(1)}, model)
     with pytest.raises(ValueError, match=r"head.weight: SpikingJelly's weights have \(5, 32\), the model \(7, 32\)"):
         from_spikingjelly(good, small_model("spikformer_cml_4_384", num_classes=7))
