@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .models import SpikingTransformer
 
-# Keys that published forwards never use. They are dropped by name; any other key that finds no place is an error.
+# Keys that published models never use. They are dropped by name; any other key that does not fit is an error.
 DROPPED = (
     r"block\.\d+\.norm[12]\.(weight|bias)",  # LayerNorms that are built and never called
     r"norm\.(weight|bias)",  # Spikformer for DVS: the same
@@ -64,7 +64,7 @@ WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema", "module")
 
 
 def bare_name(name: str) -> str:
-    """A weight's name without what DataParallel, DDP and torch.compile put before it."""
+    """A weight's name without the prefixes of DataParallel, DDP and torch.compile."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
@@ -79,7 +79,7 @@ def unwrapped(content: Any) -> Any:
 
 
 def weights_of(content: Any, source: object) -> dict[str, Tensor]:
-    """The tensors inside a checkpoint's content, by bare names. Raises ValueError where there are none."""
+    """The tensors inside a checkpoint's content, by bare names. Raises ValueError if there are none."""
     inner = unwrapped(content)
     found = (
         {bare_name(str(k)): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
@@ -101,13 +101,13 @@ def our_name(official: str, family: str) -> str | None:
         renamed, count = re.subn(f"^{pattern}", replacement, bare)
         if count:
             return renamed
-    raise ValueError(f"{official!r} is no name of a published {family} checkpoint")
+    raise ValueError(f"{official!r} is not a name in published {family} checkpoints")
 
 
 def described_by(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
-    """The arguments of a model that the shapes of its weights tell: width, depth, MLP ratio, channels, classes.
+    """The arguments of a model that follow from the shapes of its weights: width, depth, MLP ratio, channels, classes.
 
-    Heads, picture size and time steps are in no shape. Raises ValueError where the weights are not of this family.
+    Heads, picture size and time steps do not follow from them. Raises ValueError for weights of another family.
     """
     shapes = {our_name(name, family): tuple(value.shape) for name, value in weights.items()}
     needed = ("head.weight", "stem.stages.0.conv.weight", "blocks.0.mlp.fc1.conv.weight")
@@ -172,8 +172,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
     """A published state dict as one that `model.load_state_dict(..., strict=True)` takes.
 
     Every tensor keeps its values; 1x1 products are reshaped to (out, in, 1, 1). A checkpoint that holds its weights
-    under one of WRAPPERS is unwrapped. Raises ValueError where a key finds no place, a shape differs, one is missing,
-    or the names are those of the other family alone: it names the keys. Where names only suggest that, see `doubts`.
+    under one of WRAPPERS is unwrapped. Raises ValueError that names the keys if one has no place in the model, has
+    another shape, is missing, or belongs to the other family alone. Names that only suggest that: see `doubts`.
     """
     if not isinstance(model, SpikingTransformer):
         raise ValueError(f"expected a model of this package, got {type(model).__name__}")
@@ -194,7 +194,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         if name is None:
             continue
         if name in converted:
-            problems.append(f"{key}: {name} is there already under another name")
+            problems.append(f"{key}: {name} was already given under another name")
         elif name not in target:
             problems.append(f"{key}: the model has no {name}")
         elif value.numel() != target[name].numel() or value.shape[:2] != target[name].shape[:2]:
@@ -202,13 +202,13 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         else:
             converted[name] = value.reshape(target[name].shape)
     for name in set(target) - set(converted):
-        if name.endswith("num_batches_tracked"):  # averages by momentum do not read it, and some files leave it out
+        if name.endswith("num_batches_tracked"):  # averages by momentum do not read it, and some files do not have it
             converted[name] = torch.zeros_like(target[name])
     problems += [f"{name}: missing from the checkpoint" for name in sorted(set(target) - set(converted))]
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ValueError(
-            f"this checkpoint is not one of this model:\n  {shown}\n"
+            f"this checkpoint does not fit the model:\n  {shown}\n"
             "Create the model with the checkpoint's family, embed_dim, depth, num_classes and in_chans."
         )
     return converted

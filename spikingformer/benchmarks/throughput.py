@@ -1,6 +1,6 @@
-"""Pictures per second and peak memory of one model, with the firing rate that they belong to.
+"""Pictures per second and peak memory of one model, with its firing rate.
 
-A spiking network's speed depends on how much it fires, so the rate always stands beside the time.
+A spiking network's speed depends on how much it fires, so the rate is always given with the time.
 """
 
 import statistics
@@ -37,7 +37,7 @@ class Measurement:
 
 @torch.no_grad()
 def firing_rate(model: SpikingTransformer, x: Tensor) -> float:
-    """Spikes per neuron and time step over all neuron layers, for the batch x in the model's present mode."""
+    """Spikes per neuron and time step over all neuron layers, for the batch x in the model's current mode."""
     total = torch.zeros(2, dtype=torch.float64)
 
     def count(_: nn.Module, __: tuple, spikes: Tensor) -> None:
@@ -45,7 +45,7 @@ def firing_rate(model: SpikingTransformer, x: Tensor) -> float:
         total[1] += spikes.numel()
 
     hooks = [n.register_forward_hook(count) for n in model.neurons()]
-    buffers = {k: v.clone() for k, v in model.named_buffers()}  # a look must not move running statistics
+    buffers = {k: v.clone() for k, v in model.named_buffers()}  # counting must not change running statistics
     try:
         model(x)
     finally:
@@ -69,7 +69,7 @@ def example_input(model: SpikingTransformer, batch: int, device: torch.device, s
 def peak_memory_mb(device: torch.device) -> float:
     """CUDA: the allocator's peak since its last reset; CPU: the process's largest resident set.
 
-    Raises ValueError on a CPU where the system is not POSIX.
+    Raises ValueError for the CPU if the system is not POSIX.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -103,7 +103,7 @@ def _call(model: SpikingTransformer, x: Tensor, mode: str, autocast: torch.dtype
 def _captured(call: Callable[[], None]) -> Callable[[], None]:
     from spikingformer.training.step_graph import capture_graph
 
-    for _ in range(2):  # the libraries have chosen their kernels
+    for _ in range(2):  # so that the libraries have chosen their kernels
         call()
     replay, _ = capture_graph(call)
     return replay
@@ -138,7 +138,7 @@ def measure(
     call()
     if graph:
         call = _captured(call)
-    _wait(device)  # else the first time holds what is left of the warm-up
+    _wait(device)  # else the first time includes the rest of the warm-up
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -170,7 +170,7 @@ def sweep(
     repeats: int,
     seconds: float = 60.0,
 ) -> Iterator[Measurement]:
-    """Measures each batch size; with None, doubles from 1 until memory, or `seconds` a batch size, is used up."""
+    """Measures each batch size; with None, doubles from 1 until memory, or `seconds` per batch size, is used up."""
     if batches is not None:
         for batch in batches:
             yield measure(model, batch, mode, device, dtype, repeats)

@@ -1,4 +1,4 @@
-"""Operations and energy: counting (what happened) apart from pricing (what it would cost)."""
+"""Operations and energy: counting (what happened) is separate from pricing (what it would cost)."""
 
 from .comparison import AnnTwin, ann_twin
 from .counting import OperationCounter, count_operations

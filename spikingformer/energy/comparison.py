@@ -9,13 +9,13 @@ from .pricing import Bill
 
 @dataclass(frozen=True)
 class AnnTwin:
-    """The network run once (T = 1) with dense products, and what the spiking one must undercut."""
+    """The network run once (T = 1) with dense products, and what the spiking network must stay below."""
 
-    macs: float  # a sample, zero padding included, biases left out
+    macs: float  # per sample, zero padding included, biases excluded
     fp32_mj: float
     int8_mj: float
     mean_rate: float | None  # of the spiking inputs, weighted by the products they meet; None without rates
-    break_even_fp32: float | None  # mean rate at which the spiking network costs as much; None: never that little
+    break_even_fp32: float | None  # mean rate at which the spiking network costs as much; None: at no rate
     break_even_int8: float | None
 
 
@@ -23,7 +23,8 @@ def ann_twin(facts: Facts, bill: Bill) -> AnnTwin:
     """Dense products at T = 1 in FP32 (4.6 pJ) and INT8 (0.23 pJ), against `bill`.
 
     The break-even rate scales what depends on spikes in proportion to the mean rate and keeps the rest (first
-    convolution, head, neurons, biases, residuals, pools, memory of fixed size). It may exceed 1: then every rate pays.
+    convolution, head, neurons, biases, residuals, pools, memory of fixed size). It may exceed 1: then the spiking
+    network is cheaper at every rate.
     """
     macs = sum(facts.per_sample(p, p.dense, unrolled=True) / facts.steps_of(p) for p in facts.products)
     fp32, int8 = macs * FP32_MAC / 1e9, macs * mac("int8") / 1e9

@@ -1,7 +1,7 @@
 """Counts what a model executes, at the level of torch's own operations.
 
 Convolutions, linear layers and products of activations are seen where torch dispatches them, so a model's style
-(modules, functional calls, one time step a call or all at once) does not matter, nor do names. Modules tell only where
+(modules, functional calls, one time step a call or all at once) does not matter, nor do names. Modules only tell where
 an operation belongs. T: time steps, B: samples.
 """
 
@@ -26,7 +26,7 @@ from .tally import Ledger, Stats
 
 _POOLS = ("max_pool", "adaptive_max_pool")
 _AVERAGES = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, LIF)  # what a complete count has a record of
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, LIF)  # layers that a complete count has records of
 _READ_BY_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention reads its weight alone
 _MATMULS = {"mm": (0, 1, None), "bmm": (0, 1, None), "addmm": (1, 2, 0), "baddbmm": (1, 2, 0), "mv": (0, 1, None)}
 _UNCOUNTED = {"gelu", "sigmoid", "tanh", "silu", "exp", "erf", "pow", "sqrt", "rsqrt", "log", "softplus", "hardswish"}
@@ -45,15 +45,15 @@ class _Frame:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts a model's operations over as many batches as it is shown.
+    """Counts a model's operations over any number of batches.
 
         counter = OperationCounter(model)
         for pictures, labels in loader:
             counter.add(pictures, labels)
         facts = counter.finish()
 
-    `time_steps`: T of the model; found by itself for this package's models and for input (B, T, C, H, W) or where the
-    model folds T into the batch of its first convolution; needed only for others.
+    `time_steps`: T of the model. It is detected for this package's models, for input (B, T, C, H, W), and for models
+    that fold T into the batch of their first convolution; only other models need it.
     """
 
     def __init__(self, model: nn.Module, time_steps: int | None = None, name: str = ""):
@@ -75,7 +75,7 @@ class OperationCounter(TorchDispatchMode):
     def add(self, x: Tensor, labels: Tensor | None = None, batch_size: int | None = None) -> Tensor:
         """Runs the model on a batch, in eval mode and without gradients, and counts; returns its output.
 
-        `labels` (B,): counts how many are classified correctly. `batch_size`: samples in x where its first axis is not
+        `labels` (B,): counts how many are classified correctly. `batch_size`: samples in x, if its first axis is not
         the batch.
         """
         model = self.model
@@ -122,7 +122,7 @@ class OperationCounter(TorchDispatchMode):
     def finish(self) -> Facts:
         """The record of everything counted so far."""
         if not self._samples:
-            raise ValueError("nothing was counted yet: call add() with at least one batch")
+            raise ValueError("nothing has been counted yet: call add() with at least one batch")
         facts = Facts(
             model=self.name,
             samples=self._samples,
@@ -223,7 +223,7 @@ class OperationCounter(TorchDispatchMode):
         return out
 
     def _observe(self, name: str, args: Any, tensors: list, origins: list, out: Any, origin: Origin) -> Origin:
-        """Books one operation; returns the origin of its result."""
+        """Records one operation; returns the origin of its result."""
         frame = self._stack[-1]
         if name == "convolution":
             return self._convolution(frame, args, out)
@@ -341,7 +341,7 @@ class OperationCounter(TorchDispatchMode):
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """Torch's own attention as products and a softmax, which can be counted, not as one fused operation."""
+    """Lets torch's own attention run as products and a softmax, which can be counted, not as one fused operation."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,6 +1,6 @@
-"""What was counted, free of any price: exact totals over all samples, one record an operation.
+"""What was counted, without prices: exact totals over all samples, one record per operation.
 
-Counts are totals over `Facts.samples`; a price divides. Measured counts are integers; counts that were derived from
+Counts are totals over `Facts.samples`; a price divides. Measured counts are integers; counts derived from
 assumed firing rates are expectations and may be fractional.
 """
 
@@ -13,7 +13,7 @@ Count = int | float
 
 
 class Kind(enum.IntEnum):
-    """What values a tensor holds; a later one contains the earlier."""
+    """What values a tensor holds; each kind includes those before it."""
 
     ZERO = 0  # nothing but zeros
     BINARY = 1  # zeros and ones
@@ -37,12 +37,12 @@ class Operand:
 
     @property
     def rate(self) -> float:
-        """Share of nonzero values: the firing rate where they are spikes."""
+        """Share of nonzero values: the firing rate, if they are spikes."""
         return float(self.nonzero) / float(self.elements) if self.elements else 0.0
 
     @property
     def mean(self) -> float:
-        """Mean value: equals the rate where they are spikes."""
+        """Mean value: equals the rate, if they are spikes."""
         return self.total / float(self.elements) if self.elements else 0.0
 
     @property
@@ -56,10 +56,10 @@ class Operand:
 class Product:
     """A convolution, a linear layer, or a product of two activations."""
 
-    name: str  # path of the module, with ":..." behind it for a product without weights
+    name: str  # path of the module, followed by ":..." for a product without weights
     module_type: str
     op: str  # "conv1d" ... "conv3d", "conv_transpose2d", "linear", "matmul"
-    shape: str  # for people
+    shape: str  # for display
     in_shape: tuple[int, ...]  # one execution
     out_shape: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -71,13 +71,13 @@ class Product:
     executions: int  # (sample, time step) pairs that it ran on; matrices for a product without weights
     copies: int  # equal executions of a still picture among them; an engine needs one
     stands_for: int  # time steps that one execution of a still picture stands for
-    dense: int  # products with zero padding, bias left out
-    valid: int  # products without zero padding
+    dense: int  # products including those with zero padding, without bias
+    valid: int  # products excluding those with zero padding
     outputs: int  # output elements, so bias additions
     input: Operand
     other: Operand | None  # right operand of a product without weights
     events: Count  # nonzero inputs x valid fan-out; for two activations, true coincidences
-    events_nonzero_weights: Count  # the same where the weight is not zero
+    events_nonzero_weights: Count  # the same, counted only where the weight is not zero
     role: str = ""  # "qk", "qk_v", "kv", "q_kv" inside an attention
 
     @property
@@ -86,7 +86,7 @@ class Product:
 
     @property
     def kind(self) -> Kind:
-        """Kind of the input; of two activations the larger of both where neither is binary, else binary."""
+        """Kind of the input; for two activations the smaller kind of the two."""
         if self.other is None:
             return self.input.kind
         return min(self.input.kind, self.other.kind)
@@ -130,7 +130,7 @@ class Neuron:
 
 @dataclass
 class Elementwise:
-    """Additions, comparisons or multiplications beside products and neurons."""
+    """Additions, comparisons or multiplications outside products and neurons."""
 
     name: str
     op: str  # "residual add", "max pool", "average", "multiply", "norm"
@@ -152,7 +152,7 @@ class Facts:
     attentions: list[Attention] = field(default_factory=list)
     neurons: list[Neuron] = field(default_factory=list)
     elementwise: list[Elementwise] = field(default_factory=list)
-    uncounted: dict[str, int] = field(default_factory=dict)  # operation -> elements, for what no record covers
+    uncounted: dict[str, int] = field(default_factory=dict)  # operation -> elements, for operations without a record
     never_called: list[str] = field(default_factory=list)  # products and neurons that the input did not reach
     correct: int | None = None  # samples classified correctly
 
@@ -161,12 +161,12 @@ class Facts:
         return None if self.correct is None or not self.samples else self.correct / self.samples
 
     def per_sample(self, product: Product, count: Count, unrolled: bool = False) -> float:
-        """A count of `product` a sample: a still picture's equal time steps once, or `unrolled` T times."""
+        """A count of `product` per sample: a still picture's equal time steps count once, or T times if `unrolled`."""
         once = count / self.samples / product.copies
         return once * product.stands_for if unrolled else once
 
     def steps_of(self, product: Product) -> int:
-        """Time steps that a product runs for, unrolled: T, or 1 for what comes after the mean over time."""
+        """Time steps that a product runs for, unrolled: T, or 1 after the mean over time."""
         if self.time_steps < 2:
             return 1
         runs = product.executions / self.samples / product.copies * product.stands_for

@@ -1,8 +1,8 @@
-"""What kind of values an operation's result holds, followed from its inputs.
+"""What kind of values an operation's result holds, derived from its inputs.
 
-A tensor that happens to be all zeros says nothing about itself, so the kind travels with its producer: what a
-convolution or BatchNorm made is analog whatever it holds, what a comparison made is binary. `None` stands for an
-operation that is not known here; then the values decide.
+The values of an all-zero tensor do not show its kind, so the kind follows from the producer: the result of a
+convolution or BatchNorm is always analog, that of a comparison is binary. `None` stands for an unknown operation; then
+the values decide.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from .facts import Kind
 class Origin:
     """Where a tensor came from."""
 
-    kind: Kind | None = None  # the largest kind that its producer can make
+    kind: Kind | None = None  # the largest kind that its producer can give
     weight: bool = False  # a parameter or buffer, or made of these alone
     picture: bool = False  # the model's input, or a copy or view of it
     product: Any = None  # record of the product that made it, seen through views (and scaling, for activations)

@@ -1,4 +1,4 @@
-"""Energy measured by the machine's own counters. A different quantity from an estimate, and never added to one.
+"""Energy measured by the machine's own counters. It is another quantity than an estimate and is never added to one.
 
 NVIDIA: NVML's total energy counter (mJ since the driver was loaded; Volta and later). CPU: Linux RAPL's package
 counters. Idle power is measured first and subtracted; windows last at least 10 s because the counters are coarse.
@@ -49,7 +49,7 @@ class NvmlMeter(Meter):
 
 
 class RaplMeter(Meter):
-    """All CPU packages; the counters wrap around, which is undone."""
+    """All CPU packages. Wrap-around of the counters is corrected."""
 
     def __init__(self, root: Path = Path("/sys/class/powercap")):
         self._files = sorted(p / "energy_uj" for p in root.glob("intel-rapl:?"))
@@ -70,7 +70,7 @@ class RaplMeter(Meter):
 
 @dataclass
 class Measurement:
-    """Energy a sample above idle, with its spread; or why there is none."""
+    """Energy per sample above idle, with its spread, or the reason why there is none."""
 
     available: bool
     reason: str = ""
@@ -80,19 +80,19 @@ class Measurement:
     joules_per_sample: float = 0.0
     confidence_95: float = 0.0  # half-width, Student's t over the repeats
     window_seconds: float = 0.0
-    samples: list[int] = field(default_factory=list)  # a repeat
-    joules: list[float] = field(default_factory=list)  # a sample, a repeat
+    samples: list[int] = field(default_factory=list)  # of each repeat
+    joules: list[float] = field(default_factory=list)  # per sample, of each repeat
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"schema": "spikingformer-measured-energy/1", **asdict(self)}
 
     def text(self) -> str:
-        """For people."""
+        """One line for display."""
         if not self.available:
             return f"energy cannot be measured here: {self.reason}"
         return (
-            f"measured (not estimated), {self.meter}: {self.joules_per_sample * 1e3:.4g} mJ a sample above idle "
+            f"measured (not estimated), {self.meter}: {self.joules_per_sample * 1e3:.4g} mJ per sample above idle "
             f"+- {self.confidence_95 * 1e3:.2g} (95 %, {len(self.joules)} windows of {self.window_seconds:g} s, "
             f"batch {self.batch_size}); idle {self.idle_watts:.4g} W"
         )
@@ -110,7 +110,7 @@ def find_meter(device: str) -> tuple[Meter | None, str]:
     try:
         return RaplMeter(), ""
     except PermissionError as error:
-        return None, f"RAPL's counter {error.filename} may be read by root only: sudo chmod o+r {error.filename}"
+        return None, f"RAPL's counter {error.filename} can only be read by root: sudo chmod o+r {error.filename}"
     except OSError as error:
         return None, str(error)
 
@@ -118,7 +118,7 @@ def find_meter(device: str) -> tuple[Meter | None, str]:
 def measure(
     run: Callable[[], int], meter: Meter, window: float = WINDOW_SECONDS, repeats: int = REPEATS
 ) -> Measurement:
-    """Measures `run`, which does some work to its end and returns the samples it did.
+    """Measures `run`, which finishes some work and returns the number of samples.
 
     One idle window, one warm-up, then `repeats` windows of at least `window` seconds.
     """
@@ -141,7 +141,7 @@ def measure(
 
 
 def measure_model(model: nn.Module, x: Tensor, device: str = "auto", window: float = WINDOW_SECONDS) -> Measurement:
-    """Energy a sample of inference on a batch x, or why it cannot be measured."""
+    """Energy per sample of inference on a batch x, or why it cannot be measured."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What fetching weights and states would cost, beside the arithmetic. Per sample, FP32 values, 45 nm memories."""
+"""Energy of accesses to weights and states, in addition to arithmetic. Per sample, FP32 values, 45 nm memories."""
 
 import itertools
 from collections.abc import Callable
@@ -13,9 +13,9 @@ _BYTES = 4  # FP32
 
 
 def interpolated_access(size: float) -> float:
-    """pJ an access of a memory of `size` bytes: linear between the measured sizes, from the smallest one's price on.
+    """pJ per access of a memory of `size` bytes: linear between the measured sizes, constant below the smallest one.
 
-    Above 1 MB the last slope goes on, up to DRAM's price.
+    Above 1 MB the last slope continues up to DRAM's price.
     """
     points = [(float(b), pj(name)) for b, name in _SRAM]
     if size <= points[0][0]:
@@ -25,7 +25,7 @@ def interpolated_access(size: float) -> float:
 
 
 def smallest_access(size: float) -> float:
-    """pJ a 64-bit access of the smallest memory of the table that holds `size` bytes."""
+    """pJ per 64-bit access of the smallest memory in the table that holds `size` bytes."""
     return next((pj(name) for limit, name in _SRAM if size <= limit), pj("dram"))
 
 
@@ -37,11 +37,11 @@ def _outputs(p: Product) -> int:
 
 
 def lemaire2022(facts: Facts) -> list[Line]:
-    """Lemaire et al. 2022, arXiv 2210.13107: one access a value, priced by the size of the memory that holds it.
+    """Lemaire et al. 2022, arXiv 2210.13107: one access per value, priced by the size of the memory that holds it.
 
     For each event the layer reads the event, a weight and a potential for every product it causes, and writes the
     potential back; each neuron update reads and writes its potential; each spike is written once. Addressing: two
-    multiply-accumulates an event and an addition a product, in int32. Layers with analog input read an input and a
+    multiply-accumulates per event and an addition per product, in int32. Layers with analog input read an input and a
     weight for every product and write each output, as a network without spikes does.
     """
     lines = []
@@ -68,7 +68,7 @@ def lemaire2022(facts: Facts) -> list[Line]:
 
 
 def sram64(facts: Facts) -> list[Line]:
-    """Packed 64-bit words: two FP32 values or 64 spikes an access, from the smallest memory that holds them.
+    """Packed 64-bit words: two FP32 values or 64 spikes per access, from the smallest memory that holds them.
 
     Spikes are read as bit maps, silent words included; an event reads its row of weights and reads and writes the
     accumulators that it reaches; each neuron update reads and writes its potential.
@@ -115,7 +115,7 @@ MEMORY_MODELS = {
 
 
 def get_memory_model(name: str) -> MemoryModel:
-    """The memory model called `name`. Raises ValueError that lists the names there are."""
+    """The memory model called `name`. Raises ValueError that lists the existing names."""
     if name not in MEMORY_MODELS:
         raise ValueError(f"unknown memory model {name!r}: use one of {', '.join(MEMORY_MODELS)}")
     return MEMORY_MODELS[name]

@@ -12,19 +12,19 @@ from .pricing import get_preset
 
 @dataclass(frozen=True)
 class RateReport:
-    """One look at a model in training."""
+    """Firing rates and energy of a model at one moment of its training."""
 
     samples: int
     firing_rate: float  # of all neurons, every unit and time step counted alike
-    energy_mj: float  # estimated, a sample
-    sops: float  # synaptic operations a sample
-    rates: dict[str, float] = field(default_factory=dict)  # firing rate a neuron layer
+    energy_mj: float  # estimated, per sample
+    sops: float  # synaptic operations per sample
+    rates: dict[str, float] = field(default_factory=dict)  # firing rate of each neuron layer
     silent: dict[str, list[int]] = field(default_factory=dict)  # layer -> channels that never fired
     saturated: dict[str, list[int]] = field(default_factory=dict)  # layer -> channels that always fired
     dead_layers: list[str] = field(default_factory=list)  # layers that never fired at all
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a log: one a run's curve."""
+        """Numbers for a log, one for each curve."""
         return {
             "firing_rate": self.firing_rate,
             "energy_mj": self.energy_mj,
@@ -34,7 +34,7 @@ class RateReport:
         }
 
     def problems(self) -> list[str]:
-        """Sentences that name what has died or saturated; empty when all is well."""
+        """Sentences that name dead or saturated layers and channels; empty if there are none."""
         found = [f"{name} never fired on {self.samples} samples" for name in self.dead_layers]
         for layers, what in ((self.silent, "never"), (self.saturated, "always")):
             for name, channels in layers.items():
@@ -45,13 +45,13 @@ class RateReport:
 
 
 class RateMonitor:
-    """Counts a model on a few held-out samples, for example once an epoch.
+    """Counts a model on a few held-out samples, for example once per epoch.
 
         monitor = RateMonitor(model, samples=64)
         report = monitor.look(batch.inputs for batch in evaluation.batches())
 
     The model is counted in eval mode and left as it was; training itself is not slowed down or changed.
-    `samples`: how many to count at most.
+    `samples`: the most to count.
     """
 
     def __init__(self, model: nn.Module, samples: int = 64, preset: str = "exact"):
@@ -71,7 +71,7 @@ class RateMonitor:
 
 
 def rate_report(facts: Facts, preset: str = "exact") -> RateReport:
-    """The report on counts that were made already, for example during an evaluation."""
+    """The report on existing counts, for example of an evaluation."""
     bill = get_preset(preset).price(facts)
     spikes = sum(float(n.output.nonzero) for n in facts.neurons)
     updates = sum(n.updates for n in facts.neurons)

@@ -1,4 +1,4 @@
-"""Presets: the same counts under different rules. Every figure is per sample.
+"""Presets price the same counts by different rules. Every figure is per sample.
 
 `exact` is ours; the others restate how published tables or tools count, their mistakes included (docs/energy.md).
 """
@@ -40,16 +40,16 @@ class Bill:
 
     @property
     def energy_mj(self) -> float:
-        """Energy a sample in mJ (1 mJ = 1e9 pJ)."""
+        """Energy per sample in mJ (1 mJ = 1e9 pJ)."""
         return sum(line.energy_pj for line in self.lines) / 1e9
 
     def by_component(self) -> dict[str, float]:
-        """mJ a sample for each component that has any."""
+        """mJ per sample of each component that has any."""
         sums = {c: sum(line.energy_pj for line in self.lines if line.component == c) / 1e9 for c in COMPONENTS}
         return {c: e for c, e in sums.items() if e}
 
     def add(self, name: str, component: str, macs: float = 0.0, acs: float = 0.0, pj_each: float | None = None) -> None:
-        """Books operations at FP32 45 nm prices, or at `pj_each` an accumulate."""
+        """Adds operations at FP32 45 nm prices, or at `pj_each` per accumulate."""
         energy = macs * FP32_MAC + acs * (pj("fp32_add") if pj_each is None else pj_each)
         self.lines.append(Line(name, component, macs, acs, energy))
 
@@ -68,11 +68,11 @@ def _component(p: Product) -> str:
 
 
 def price_exact(facts: Facts) -> Bill:
-    """What an engine that acts on events has to do, each operation once.
+    """What an event-driven engine has to do, each operation once.
 
     Nonzero inputs x valid fan-out; accumulates where either operand is a spike, multiply-accumulates elsewhere
     (integers included); two activations count where both are nonzero; a still picture's first convolution once; one
-    addition a bias (BatchNorm folded); a neuron update is one multiply-accumulate (leak and input) and one addition
+    addition per bias (BatchNorm folded); a neuron update is one multiply-accumulate (leak and input) and one addition
     (threshold); residual additions, pool comparisons and averages are additions.
     """
     bill = Bill("exact")
@@ -93,12 +93,12 @@ def price_exact(facts: Facts) -> Bill:
 
 
 def _dense(facts: Facts, p: Product) -> float:
-    """k^2 Cin Cout / groups + Cout where there is a bias, times positions, every time step executed."""
+    """k^2 Cin Cout / groups, + Cout with a bias, times positions; every time step is executed."""
     return facts.per_sample(p, p.dense + (p.outputs if p.own_bias else 0), unrolled=True)
 
 
 def _attention_acs(facts: Facts, a: Attention, heads: float | None) -> float:
-    """T heads N d^2 (min(r_k, r_v) + r_q), the order q (k^T v) taken for granted."""
+    """T heads N d^2 (min(r_k, r_v) + r_q), assuming the order q (k^T v)."""
     matrices = a.matrices / facts.samples
     runs = matrices * a.tokens * a.head_dim**2
     if heads is not None:
@@ -172,7 +172,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset called `name`. Raises ValueError that lists the names there are."""
+    """The preset called `name`. Raises ValueError that lists the existing names."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]

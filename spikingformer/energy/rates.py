@@ -1,4 +1,4 @@
-"""Firing rates that are given, not measured: assumed, or read from a file."""
+"""Firing rates that are assumed or read from a file, not measured."""
 
 import json
 import math

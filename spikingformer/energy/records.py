@@ -54,7 +54,7 @@ class ProductTally:
         return self.path
 
     def start_convolution(self, x: Tensor, weight: Tensor, bias: Any, args: Any, out: Tensor, repeats: int) -> None:
-        """Fixes the geometry; a new input size starts a new one."""
+        """Sets the geometry; a new input size sets it again."""
         stride, padding, dilation, transposed, _, groups = args[3:9]
         axes = weight.ndim - 2
         geometry = ConvGeometry(
@@ -95,7 +95,7 @@ class ProductTally:
             self.fan_out_nonzero = (flat != 0).sum(0)
 
     def add_bias(self, bias: Tensor) -> None:
-        """A bias that was added by an operation of its own."""
+        """A bias added by a separate operation."""
         if not self.own_bias:
             self.own_bias = True
             self.parameters += bias.numel()
@@ -136,7 +136,7 @@ class ProductTally:
         self.events_nonzero_weights += values[1]
 
     def saw_differences(self, values: list[int]) -> None:
-        """How many values differ between what may be a still picture's time steps."""
+        """How many values differ between the time steps of what may be a still picture."""
         self.compared = True
         self.identical &= values[0] == 0
 
@@ -181,7 +181,7 @@ class ProductTally:
 
     @staticmethod
     def records(tallies: list["ProductTally"]) -> list[Product]:
-        """Finished records; calls of one module that alike time steps make (one call a step) become one record."""
+        """Finished records. Calls of one module for equal time steps (one call per step) become one record."""
         merged: dict[tuple, Product] = {}
         for t in tallies:
             p = t.record()
@@ -239,7 +239,7 @@ class AttentionTally:
 
 
 class NeuronTally:
-    """Adds up one neuron layer; counts a unit stay on the device until the end."""
+    """Adds up one neuron layer; counts per unit stay on the device until the end."""
 
     def __init__(self, name: str, module_type: str):
         self.name, self.module_type = name, module_type
@@ -266,7 +266,7 @@ class NeuronTally:
 
     @staticmethod
     def records(tallies: list["NeuronTally"]) -> list[Neuron]:
-        """One record a layer (calls of one step each are joined); what turned out not to fire is left out."""
+        """One record per layer (calls of one step each are joined), without modules that turned out not to fire."""
         merged: dict[str, Neuron] = {}
         units: dict[str, tuple[Tensor | None, int]] = {}
         for t in tallies:

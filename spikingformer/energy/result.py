@@ -1,4 +1,4 @@
-"""One estimate as a document: what the JSON, the CSV, the table and the report are made of.
+"""One estimate as a document, from which the JSON, the CSV, the table and the report are made.
 
 Everything is per sample; energies in mJ for totals and pJ for single operations.
 """
@@ -29,9 +29,9 @@ def energy_document(
     trained: bool = True,
     real_data: bool = True,
 ) -> dict[str, Any]:
-    """The estimate under one preset, with other presets' totals beside it.
+    """The estimate under one preset, with the totals of other presets.
 
-    `trained`, `real_data`: False adds the warning that the rates mean nothing.
+    `trained`, `real_data`: False adds a warning that the rates mean nothing.
     """
     chosen = get_preset(preset)
     has_rates = facts.source != "shapes only"
@@ -146,14 +146,14 @@ def warnings_for(facts: Facts, trained: bool, real_data: bool) -> list[str]:
     if facts.source == "shapes only":
         return ["no firing rates: give --data, --rates or --assume-rate for an energy"]
     if facts.source != "measured":
-        found.append(f"{facts.source}: nothing was measured; attention takes spikes to coincide independently")
+        found.append(f"{facts.source}: nothing was measured; attention assumes that spikes coincide independently")
     else:
         if not trained:
-            found.append("untrained weights: firing rates, and so energies, say nothing about a trained model")
+            found.append("untrained weights: firing rates and energies say nothing about a trained model")
         if not real_data:
-            found.append("dummy input: firing rates, and so energies, say nothing about real data")
+            found.append("dummy input: firing rates and energies say nothing about real data")
         if facts.samples < FEW_SAMPLES:
-            found.append(f"only {facts.samples} samples: rates may still move; {FEW_SAMPLES} or more are better")
+            found.append(f"only {facts.samples} samples: rates may still change; use {FEW_SAMPLES} or more")
         silent = [n.name for n in facts.neurons if n.output.nonzero == 0]
         if silent:
             found.append(f"{len(silent)} neuron layers never fired: {_some(silent)}")
@@ -162,7 +162,7 @@ def warnings_for(facts: Facts, trained: bool, real_data: bool) -> list[str]:
     if facts.never_called:
         found.append(f"layers that the input did not reach are not counted: {_some(facts.never_called)}")
     if facts.uncounted:
-        found.append(f"operations without a price are left out: {_some(list(facts.uncounted))}")
+        found.append(f"operations without a price are not counted: {_some(list(facts.uncounted))}")
     return found
 
 
@@ -171,7 +171,7 @@ def _some(names: list[str]) -> str:
 
 
 def table_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Products and neuron layers as flat rows with the columns LAYER_COLUMNS, then one row a further component."""
+    """Products and neuron layers as flat rows with the columns LAYER_COLUMNS, then one row for each other component."""
     rows = [{**dict.fromkeys(LAYER_COLUMNS), **{k: v for k, v in layer.items() if k in LAYER_COLUMNS}}
             for layer in document["layers"]]  # fmt: skip
     for n in document["neurons"]:
@@ -183,7 +183,7 @@ def table_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def to_csv(document: dict[str, Any]) -> str:
-    """One line an operation; the rates of the time steps are joined by spaces."""
+    """One line per operation; the rates of the time steps are separated by spaces."""
     text = io.StringIO()
     writer = csv.DictWriter(text, LAYER_COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -10,17 +10,17 @@ from .static import static_counts
 
 
 class SparsityTerm:
-    """Expected synaptic operations of the last forward pass over what they would be if every neuron fired.
+    """Expected synaptic operations of the last forward pass, divided by those if every neuron fired.
 
         with SparsityTerm(model) as sparsity:
             loss = criterion(model(x), y) + weight * sparsity.value()
 
     The value lies in [0, 1] for spikes: each product layer's mean input, weighted by its products without padding;
-    `value()` raises RuntimeError where no forward pass came before it. Gradients reach the neurons through their
-    surrogates. Calls without gradients are not seen. Layers that read analog input, and the products of attention
-    (under 1 % of the published models' operations), are left out. Call `value()` once a forward pass.
+    `value()` raises RuntimeError without a forward pass before it. Gradients reach the neurons through their
+    surrogates. Calls without gradients are ignored. Layers that read analog input, and the products of attention
+    (under 1 % of the published models' operations), are not counted. Call `value()` once per forward pass.
 
-    `input_shape`: of one sample, for models that do not tell.
+    `input_shape`: of one sample, for models that do not say it.
     """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...] | None = None):
@@ -28,14 +28,14 @@ class SparsityTerm:
         modules = dict(model.named_modules())
         products = [p for p in facts.products if p.weighted and p.kind < Kind.ANALOG]
         if not products:
-            raise ValueError("the model has no product that reads spikes: there is nothing to make sparse")
+            raise ValueError("no layer of the model reads spikes, so there is nothing to make sparse")
         total = sum(facts.per_sample(p, p.valid, True) for p in products)
         self._weights = {modules[p.name]: facts.per_sample(p, p.valid, True) / total for p in products}
         self._means: list[Tensor] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if not torch.is_grad_enabled():  # an evaluation in between has no share
+        if not torch.is_grad_enabled():  # an evaluation in between does not count
             return
         self._means.append(
             args[0].mean(dtype=torch.promote_types(args[0].dtype, torch.float32)) * self._weights[module]
@@ -53,7 +53,7 @@ class SparsityTerm:
         self._handles, self._means = [], []
 
     def value(self) -> Tensor:
-        """The term of the forward pass just made; forgets it."""
+        """The term of the last forward pass, which is then cleared."""
         if not self._means:
             raise RuntimeError(
                 "no forward pass with gradients was seen: call the model in the context, gradients on, before value()"

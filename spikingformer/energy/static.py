@@ -1,4 +1,4 @@
-"""Counts without data: shapes alone, or shapes with firing rates that are given or assumed."""
+"""Counts without data: from shapes alone, or from shapes with given or assumed firing rates."""
 
 import copy
 import difflib
@@ -18,7 +18,7 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
     """Counts from shapes alone: dense and valid products, neuron updates; no events.
 
     `model`: a registered name (`overrides` go to timm.create_model), or a module, which is copied to the meta device.
-    `input_shape`: of one sample, (C, H, W) or (T, C, H, W); by default what the model was made for. Models with two
+    `input_shape`: of one sample, (C, H, W) or (T, C, H, W); default: what the model was made for. Models with two
     input channels take event frames.
     """
     if isinstance(model, str):
@@ -34,8 +34,8 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
     if input_shape is None:
         if not isinstance(module, spikingformer.models.SpikingTransformer):
             raise ValueError(
-                f"{name} is not a model of this package (`spikingformer models` lists them) and does not tell its "
-                "input's shape: in Python, give static_counts(model, input_shape=(C, H, W))"
+                f"{name} is not a model of this package (`spikingformer models` lists them) and does not say its "
+                "input shape: in Python, give static_counts(model, input_shape=(C, H, W))"
             )
         c = module.config
         picture = (c.in_chans, *c.img_size)
@@ -48,7 +48,7 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
 def with_rates(static: Facts, rates: Rates) -> Facts:
     """Expected counts of a model under given firing rates: events = share of nonzero inputs x valid products.
 
-    Two spikes are taken to coincide independently (r_q r_k), and a sum of K such products to be nonzero with
+    Two spikes are assumed to coincide independently (r_q r_k), and a sum of K such products to be nonzero with
     1 - (1 - r_a r_b)^K. Analog inputs have rate 1 unless listed. Raises ValueError for a layer without a rate.
     """
     facts = copy.deepcopy(static)

@@ -1,4 +1,4 @@
-"""Sums that stay on the device and come back together, once a batch."""
+"""Sums that stay on the device and are fetched together, once per batch."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from .facts import Count, Kind, Operand
 
 
 class Ledger:
-    """Collects int64 and float64 results of a batch; `settle` fetches them all in one transfer."""
+    """Collects int64 and float64 results of a batch; `settle` fetches all of them in one transfer."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
         self._sinks: list[tuple[Callable[[list], None], bool]] = []
 
     def put(self, values: Tensor, sink: Callable[[list], None]) -> None:
-        """`sink` is called with the values (int64 or float64, flattened to a list) when the ledger settles."""
+        """`sink` is called with the values (int64 or float64, flattened to a list) by `settle`."""
         real = values.dtype == torch.float64
         assert real or values.dtype == torch.int64, values.dtype
         flat = values.reshape(-1)
@@ -24,7 +24,7 @@ class Ledger:
         self._sinks.append((sink, real))
 
     def settle(self) -> None:
-        """Fetches and hands out everything put since the last time."""
+        """Fetches everything put since the last call and passes it to the sinks."""
         if not self._parts:
             return
         sizes = [p.numel() for p in self._parts]
@@ -36,7 +36,7 @@ class Ledger:
 class OperandTally:
     """Adds up one operand over batches.
 
-    The kind is settled at the end from everything seen, so it does not depend on how samples were batched.
+    The kind is decided at the end from all batches, so it does not depend on how samples were batched.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class OperandTally:
         self.total = 0.0
 
     def add(self, stats: "Stats", produced: Kind | None, ledger: Ledger) -> None:
-        """One more batch of values. `produced`: the largest kind that their producer can make."""
+        """One more batch of values. `produced`: the largest kind that their producer can give."""
         if produced is not None:
             self.produced = produced if self.produced is None else max(self.produced, produced)
         self.elements += stats.elements
@@ -74,7 +74,7 @@ class OperandTally:
 
     @property
     def kind(self) -> Kind:
-        """Analog where the producer makes reals; else what the values showed; all zeros: what the producer makes."""
+        """Analog if the producer gives reals; else what the values showed; for all zeros, what the producer gives."""
         if self.produced == Kind.ANALOG or self.observed == Kind.ANALOG:
             return Kind.ANALOG
         if self.observed == Kind.ZERO:
@@ -87,9 +87,9 @@ class OperandTally:
 
 
 class Stats:
-    """Sums over one tensor, computed once even where several products read it (q, k and v share their input).
+    """Sums over one tensor, computed once even if several products read it (q, k and v share their input).
 
-    `positions`: for (N, C, *spatial), nonzero values a step and position, (steps, *spatial).
+    `positions`: for (N, C, *spatial), nonzero values per step and position, (steps, *spatial).
     """
 
     def __init__(self, x: Tensor, steps: int, spatial: int):
