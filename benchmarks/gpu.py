@@ -110,7 +110,7 @@ def stage_case(shape, pool, with_residual, repeats, dtype, dropped=False):
     def fused(y, weight, bias, residual=None):
         mean, rstd = bn_statistics(y, repeats=repeats)
         s, current = bn_pool_lif(
-            y, mean, rstd, weight, bias, config, pool, residual,
+            y, mean, rstd, weight, bias, config, pool=pool, residual=residual,
             scale=scale, batch_statistics=True, want_current=with_residual, repeats=repeats,
         )  # fmt: skip
         return [s] if current is None else [s, current]
