@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import spikingformer  # noqa: F401  (registers the models)
-from benchmarks.plain import calibrate
-from spikingformer.benchmarks import firing_rate
+from spikingformer.benchmarks import calibrate, firing_rate
 from spikingformer.benchmarks.throughput import example_input
 from spikingformer.engine import Engine, int8_reference
 from spikingformer.export import export_int8, export_weights

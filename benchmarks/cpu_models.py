@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 
 import spikingformer
-from benchmarks.plain import PlainModel, calibrate
-from spikingformer.benchmarks import firing_rate
+from benchmarks.plain import PlainModel
+from spikingformer.benchmarks import calibrate, firing_rate
 from spikingformer.benchmarks.throughput import example_input
 from spikingformer.data.cifar import load_cifar
 from spikingformer.engine import Engine

@@ -432,8 +432,8 @@ def table_section(report: Report, section: str, compile_plain: bool, deadline: f
     import timm
 
     import spikingformer
-    from benchmarks.plain import PlainModel, calibrate
-    from spikingformer.benchmarks import firing_rate
+    from benchmarks.plain import PlainModel
+    from spikingformer.benchmarks import calibrate, firing_rate
     from spikingformer.benchmarks.throughput import example_input
 
     report.data["spikingformer"] = spikingformer.__version__

@@ -100,19 +100,3 @@ class PlainModel(nn.Module):
                 s = plain_lif(x, block.mlp.lif.config)
                 x = x + self._product(block.mlp.fc2, self._stage(block.mlp.fc1, s))
         return m.head(x.flatten(3).mean(3).mean(0))
-
-
-def calibrate(model: nn.Module, x: Tensor, seed: int = 0) -> None:
-    """Random weights that fire like a network: BatchNorm weights and biases drawn, running statistics of one batch."""
-    generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for bn in norms:
-        bn.weight.data.uniform_(0.6, 1.8, generator=generator)
-        bn.bias.data.uniform_(-0.2, 0.8, generator=generator)
-        bn.momentum = 1.0
-    model.train()
-    with torch.no_grad():
-        model(x)
-    for bn in norms:
-        bn.momentum = 0.1
-    model.eval()

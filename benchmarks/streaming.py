@@ -23,8 +23,7 @@ import torch
 
 from benchmarks.cpu_models import resident_mb
 from benchmarks.machine import describe_machine
-from benchmarks.plain import calibrate
-from spikingformer.benchmarks import firing_rate
+from spikingformer.benchmarks import calibrate, firing_rate
 from spikingformer.data.events import EventFileError
 from spikingformer.engine import Engine, build_program, int8_reference
 from spikingformer.export import describe, load_predictor

@@ -9,7 +9,8 @@ import torch
 
 import spikingformer  # noqa: F401
 from benchmarks.cpu_models import SpikingJelly, equal_in_float64
-from benchmarks.plain import PlainModel, calibrate
+from benchmarks.plain import PlainModel
+from spikingformer.benchmarks import calibrate
 
 NAMES = [
     f"{f}{p}_{s}" for f in ("spikformer", "spikingformer") for p in ("", "_cml") for s in ("4_384", "8_384", "2_256")
@@ -20,7 +21,7 @@ NAMES = [
 def test_same_logits_and_gradients(name):
     torch.manual_seed(0)
     model = timm.create_model(name, embed_dim=32, depth=1, num_heads=4, img_size=32, num_classes=5).double()
-    steps = (3,) if model.config.in_chans == 2 else ()
+    steps = (3,) if model.config.takes_events else ()
     x = torch.randn(2, *steps, model.config.in_chans, 32, 32, dtype=torch.float64)
     calibrate(model, x)
     plain = PlainModel(model)

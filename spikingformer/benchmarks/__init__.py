@@ -1,5 +1,5 @@
 """Timing of models on the machine at hand."""
 
-from .throughput import Measurement, firing_rate, measure, sweep
+from .throughput import Measurement, calibrate, example_input, firing_rate, measure, sweep
 
-__all__ = ["Measurement", "firing_rate", "measure", "sweep"]
+__all__ = ["Measurement", "calibrate", "example_input", "firing_rate", "measure", "sweep"]

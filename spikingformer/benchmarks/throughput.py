@@ -60,10 +60,31 @@ def example_input(model: SpikingTransformer, batch: int, device: torch.device, s
     """Random input of the model's own shape: pictures N(0, 1), or event counts (Poisson, mean 0.2)."""
     c = model.config
     generator = torch.Generator().manual_seed(seed)
-    if c.in_chans == 2:
+    if c.takes_events:
         rate = torch.full((batch, c.time_steps, 2, *c.img_size), 0.2)
         return torch.poisson(rate, generator).to(device)
     return torch.randn(batch, c.in_chans, *c.img_size, generator=generator).to(device)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, x: Tensor, seed: int = 0) -> None:
+    """Makes random weights fire like a trained network's: fresh ones are nearly silent, so their speed means nothing.
+
+    BatchNorm weights and biases are drawn from [0.6, 1.8] and [-0.2, 0.8]; running statistics are those of the batch x.
+    The model is left in eval mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.weight.uniform_(0.6, 1.8, generator=generator)
+        norm.bias.uniform_(-0.2, 0.8, generator=generator)
+        norm.momentum = 1.0
+    model.train()
+    model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -50,10 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(_first_command(arguments))
     args, late = parser.parse_known_args(arguments)
-    if hasattr(args, "overrides"):  # argparse takes key=value only before the first option
-        overrides = [a for a in late if "=" in a and not a.startswith("-")]
-        args.overrides += overrides
-        late = [a for a in late if a not in overrides]
+    # argparse takes a list of arguments only where it begins: what comes behind a later option is added here
+    for name, belongs in (("overrides", lambda a: "=" in a), ("paths", lambda a: True)):
+        if hasattr(args, name):
+            found = [a for a in late if belongs(a) and not a.startswith("-")]
+            getattr(args, name).extend(found)
+            late = [a for a in late if a not in found]
     if late:
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if args.version:

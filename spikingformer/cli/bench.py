@@ -17,7 +17,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "bench",
         help="time a model on this machine: pictures/s, peak memory, firing rate",
-        description="Times a model on random input. The firing rate is printed too, because the speed depends on it.",
+        description="Times a model on random input. The firing rate is printed too, because the speed depends on it. "
+        "A model without trained weights gets random ones with calibrated BatchNorm, so that its neurons fire.",
     )
     parser.add_argument(
         "model",
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import spikingformer
-    from spikingformer.benchmarks import sweep
+    from spikingformer.benchmarks import calibrate, example_input, sweep
     from spikingformer.neurons import use_backend
     from spikingformer.reports.inputs import open_model
     from spikingformer.training.machine import processor
@@ -54,11 +55,15 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     device, dtype = choose_device(args.device), PRECISIONS.get(args.precision, args.precision)
-    model = open_model(args.model).model
+    opened = open_model(args.model)
+    model = opened.model
+    if not opened.trained:
+        calibrate(model, example_input(model, 2, torch.device("cpu"), seed=1))
     if args.compile:
         model.compile()  # in place: it stays a model of this package
     header = {
         "model": args.model,
+        "weights": "trained" if opened.trained else "random, calibrated",
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "backend": args.backend,
@@ -69,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     with use_backend(args.backend):
         results = sweep(model, args.batch_size, args.mode, str(device), getattr(torch, dtype), args.repeats)
         if not args.json:
-            print(f"{args.model}, {args.mode}, {dtype} on {header['gpu'] or header['machine']}")
+            where = header["gpu"] or header["machine"]
+            print(f"{args.model} ({header['weights']} weights), {args.mode}, {dtype} on {where}")
             print(f"{'batch':>6} {'samples/s':>10} {'ms':>9} {'spread':>7} {'memory MB':>10} {'firing':>7}")
         for r in results:
             rows.append(asdict(r))

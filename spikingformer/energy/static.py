@@ -39,7 +39,7 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
             )
         c = module.config
         picture = (c.in_chans, *c.img_size)
-        input_shape = (c.time_steps, *picture) if c.in_chans == 2 else picture
+        input_shape = (c.time_steps, *picture) if c.takes_events else picture
     facts = count_operations(module, [torch.empty(1, *input_shape, device="meta")], name=name)
     facts.source = "shapes only"
     return facts

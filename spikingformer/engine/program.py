@@ -3,7 +3,7 @@
 T: time steps, B: batch, C, O: channels in and out. Products carry BatchNorm folded in, in float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ def build_program(model: nn.Module) -> Program:
     if not isinstance(model.head, nn.Linear):
         raise ValueError("the engine needs a classifier: this model was made with num_classes=0")
     return Program(
-        model.config,
+        replace(model.config, time_steps=model.time_steps),  # T may have been set since the model was made
         tuple(steps),
         model.head.weight.detach().double(),
         model.head.bias.detach().double(),

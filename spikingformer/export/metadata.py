@@ -143,7 +143,7 @@ def describe(
         preprocessing=found,
         class_names=names,
         time_steps=model.time_steps,
-        input="events" if model.config.in_chans == 2 else "pictures",
+        input="events" if model.config.takes_events else "pictures",
         checkpoint_sha256=checkpoint_sha256,
         package_version=spikingformer.__version__,
     )

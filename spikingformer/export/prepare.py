@@ -64,7 +64,7 @@ def default_example(model: SpikingTransformer, batch: int = 2) -> Tensor:
     """A random input of the model's own size: pictures (B, C, H, W), or event counts (B, T, C, H, W)."""
     c = model.config
     generator = torch.Generator().manual_seed(0)
-    if c.in_chans == 2:
+    if c.takes_events:
         counts = torch.rand((batch, model.time_steps, 2, *c.img_size), generator=generator)
         return (counts > 0.9).float() * 2
     return torch.randn((batch, c.in_chans, *c.img_size), generator=generator)

@@ -243,7 +243,7 @@ class SpikingTransformer(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes`, or none for 0. Tokens and time are always averaged."""
-        if global_pool not in (None, "", "avg"):
+        if global_pool not in (None, "avg"):
             raise ValueError(f"only average pooling is there (global_pool='avg'), got {global_pool!r}")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()

@@ -78,7 +78,7 @@ def _configured(name: str, base: ModelConfig, overrides: dict[str, Any]) -> Mode
     """
     if overrides.pop("drop_rate", None):
         raise ValueError(f"{name}: these models have no dropout, got drop_rate other than 0; drop_path_rate is there")
-    if (pool := overrides.pop("global_pool", None)) not in (None, "", "avg"):
+    if (pool := overrides.pop("global_pool", None)) not in (None, "avg"):
         raise ValueError(f"{name}: only average pooling is there (global_pool='avg'), got {pool!r}")
     unknown = sorted(set(overrides) - _OVERRIDES)
     if unknown:

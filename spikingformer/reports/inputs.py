@@ -66,7 +66,7 @@ def _ours(model: torch.nn.Module, target: str) -> spikingformer.models.SpikingTr
 def random_batches(opened: OpenedModel, samples: int, batch_size: int) -> tuple[Batches, int]:
     """Uniform noise shaped like the model's input, without labels; and the number of samples."""
     c = opened.model.config
-    events = c.in_chans == 2 or (opened.info is not None and opened.info.kind == "events")
+    events = c.takes_events or (opened.info is not None and opened.info.kind == "events")
     shape = (c.time_steps, c.in_chans, *c.img_size) if events else (c.in_chans, *c.img_size)
 
     def batches() -> Batches:

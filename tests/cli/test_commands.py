@@ -93,7 +93,7 @@ def test_predict_files_folders_and_samples(run_folder, capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     checkpoint = str(run_folder / "run/best.safetensors")
     assert (
-        main(["predict", checkpoint, str(tmp_path), "--samples", "2", "--top", "3", "--json", "--device", "cpu"]) == 0
+        main(["predict", checkpoint, "--samples", "2", "--top", "3", str(tmp_path), "--json", "--device", "cpu"]) == 0
     )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["file"].rsplit("/")[-1] for row in rows[:2]] == ["a.png", "b.jpg"]
@@ -340,6 +340,13 @@ def test_a_device_that_is_not_there(run_folder, capsys, monkeypatch, words, devi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command, *options = words
     assert message in refused(capsys, command, run_folder / "run", *options, "--device", device)
+
+
+def test_bench_of_random_weights_has_neurons_that_fire(capsys):
+    assert main(["bench", "spikingformer_4_256", "--batch", "1", "--repeats", "1", "--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["weights"] == "random, calibrated"
+    assert document["results"][0]["firing_rate"] > 0.05
 
 
 @pytest.mark.parametrize("threads", [0, -1])

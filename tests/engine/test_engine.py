@@ -14,7 +14,7 @@ from spikingformer.engine.fixed_point import quantize_neuron, quantize_product
 from spikingformer.engine.program import AddBits, Attention, Product, Program
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
-from spikingformer.neurons import LIFConfig
+from spikingformer.neurons import LIFConfig, use_backend
 from tests.engine.helpers import small
 
 pytestmark = pytest.mark.skipif(not status().available, reason=f"no compiled kernels: {status().reason}")
@@ -45,6 +45,17 @@ def test_int8_equals_its_definition_bit_for_bit(name, isa):
     want = int8_reference.run(build_program(model), x)
     assert torch.equal(got, want.float())
     assert want[-1].std() > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_time_steps_set_after_creation_are_followed(steps):
+    model, x = small("spikingformer_cml_4_384")
+    model.time_steps = steps
+    with torch.no_grad(), use_backend("reference"):
+        expected = model(x)
+    engine = Engine(model)
+    assert len(engine.forward_steps(x)) == steps
+    torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["float32", "int8"])

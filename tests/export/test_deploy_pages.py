@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def save(path, name, **arguments):
     model = small_model(name, **arguments)
     pre = describe(model).preprocessing
-    kind = "events" if model.config.in_chans == 2 else "pictures"
+    kind = "events" if model.config.takes_events else "pictures"
     kwargs = {**SMALL, "in_chans": model.config.in_chans, **arguments}
     info = ModelInfo(name, kwargs, ("ant", "bee", "cat", "dog", "elk"), pre.mean, pre.std, kind=kind)
     path.parent.mkdir(parents=True)

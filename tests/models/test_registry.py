@@ -249,6 +249,7 @@ def test_wrong_arguments_say_what_to_do():
     for wrong, message in (
         ({"drop_rate": 0.1}, "no dropout, got drop_rate other than 0"),
         ({"global_pool": "max"}, "only average pooling is there .*, got 'max'"),
+        ({"global_pool": ""}, "only average pooling is there .*, got ''"),
         ({"mlp_ratio": 0.001}, "mlp_ratio must give at least one hidden channel for embed_dim 384, got 0.001"),
     ):
         with pytest.raises(ValueError, match=message):
