@@ -3,12 +3,14 @@
 `make` and `pip` lines are what CI itself runs.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from spikingformer.cli import main
 
@@ -30,6 +32,16 @@ def test_python_blocks(code):
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert torch.isfinite(names["logits"]).all()
+
+
+def test_a_model_trained_in_python_reaches_the_commands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "training.md", "exec"), {})
+    Image.new("RGB", (40, 30), (9, 99, 200)).save("photo.jpg")
+    assert main(["predict", "mine.safetensors", "photo.jpg", "--device", "cpu", "--json"]) == 0
+    assert {c["name"] for c in json.loads(capsys.readouterr().out)["classes"]} == {"cat", "dog", "owl"}
 
 
 def test_commands_in_order(tmp_path, monkeypatch, capsys):

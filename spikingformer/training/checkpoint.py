@@ -141,6 +141,26 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
         raise ValueError(f"model {name}: {error}") from None
 
 
+def describe_model(
+    model: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> ModelInfo:
+    """The description of a model of this package that was trained elsewhere, for `save_model`.
+
+    class_names: in the order of the labels. mean, std: of the training images' channels, scaled to [0, 1]; 0 and 1 for
+    event counts. Raises ValueError for another model or another number of names than its classes.
+    """
+    from spikingformer.models import SpikingTransformer
+
+    if not isinstance(model, SpikingTransformer):
+        raise ValueError(f"expected a model of this package, got {type(model).__name__}")
+    kwargs = asdict(model.config) | {"num_classes": model.num_classes, "time_steps": model.time_steps}
+    if len(class_names) != model.num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, got {len(class_names)} names")
+    name = model.pretrained_cfg["architecture"]  # type: ignore[index]  # timm's, set on every model
+    kind = "events" if model.config.takes_events else "pictures"
+    return ModelInfo(name, kwargs, tuple(class_names), tuple(mean), tuple(std), kind=kind, versions=versions())  # type: ignore[arg-type]
+
+
 def save_model(path: Path, weights: dict[str, torch.Tensor], info: ModelInfo) -> None:
     """Writes a model file atomically."""
     write_tensors(
