@@ -22,7 +22,7 @@ class Findings:
 def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings:
     """Reads the whole set (or each `every`-th file) as a run would: parts, classes, readability, sizes.
 
-    Raises ValueError for a set of events or one that there is not.
+    Raises ValueError for an event set and for an unknown name.
     """
     if data.name not in SOURCES:
         advice = ""
@@ -30,7 +30,9 @@ def check_data(data: DataSettings, workers: int = 2, every: int = 1) -> Findings
             advice = " digits_dvs is simulated in memory: there is nothing to check."
         elif data.name in event_names():
             advice = f" `spikingformer data {data.name} --from DIR --verify` checks that event set."
-        raise ValueError(f"picture sets are checked; got {data.name!r}, expected one of {', '.join(SOURCES)}.{advice}")
+        raise ValueError(
+            f"only picture sets can be checked here: got {data.name!r}, expected one of {', '.join(SOURCES)}.{advice}"
+        )
     findings = Findings()
     classes: dict[str, set[str]] = {}
     for name in ("train", "test"):

@@ -1,17 +1,17 @@
-"""Class names to class numbers, one way for folders and tars; and names held against those a model was trained with."""
+"""Class names to class numbers, one way for folders and tars; and names compared with those of a model."""
 
 from collections.abc import Iterable, Sequence
 
 _SHOWN = 3
 _OTHER_DATA = "choose the data it was trained on with --data and --root"
 _CONVERT_AGAIN = (
-    "a file converted with other names for its classes must be converted again with those of the data (--class-names)"
+    "a file that was converted with other class names must be converted again with those of the data (--class-names)"
 )
 
 
 def timm_order(name: str) -> tuple[list[str | int], str]:
-    """Sort key of classes and files as timm, and so the published code, orders them: numerals by value, capitals like
-    small letters. Names that are equal to timm, such as 1 and 01, keep an order too."""
+    """Sort key of classes and files as timm, and so the published code, orders them: numerals by value, upper
+    and lower case alike. Names that timm takes for equal, such as 1 and 01, have a fixed order too."""
     from timm.utils.misc import natural_key
 
     return natural_key(name), name
@@ -26,7 +26,7 @@ def names_by_number(numbering: dict[str, int]) -> tuple[str, ...]:
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether the names are "0", "1", ... in order: what stands where nobody named the classes."""
+    """Whether the names are "0", "1", ... in order: what is used if nobody named the classes."""
     return all(name == str(number) for number, name in enumerate(names))
 
 

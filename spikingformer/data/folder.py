@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from spikingformer.data.class_numbers import names_by_number, number_classes, refuse_unknown, timm_order
 
-# of what is read as a picture, in folders, tars and shards alike; small letters, files may have capitals
+# of what is read as a picture, in folders, tars and shards; files may have them in upper case
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PICTURE_BYTES = 64 << 20  # in archives: the largest of ImageNet has 15 MB
 _TRAIN_NAMES, _TEST_NAMES = ("train", "training"), ("val", "validation", "test")
@@ -127,7 +127,7 @@ def is_hidden(name: str) -> bool:
 
 
 def suffixes_left_out(names: Iterable[str]) -> Counter[str]:
-    """How many names have each suffix that is no picture's."""
+    """How many names have each suffix that is not one of a picture."""
     kinds = ("hidden" if is_hidden(n) else os.path.splitext(n)[1].lower() or "no suffix" for n in names)
     return Counter(kind for kind in kinds if kind not in PICTURE_SUFFIXES)
 

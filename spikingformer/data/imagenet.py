@@ -1,7 +1,7 @@
 """The official ILSVRC2012 archives into the folder layout: train/WNID/*.JPEG and val/WNID/*.JPEG.
 
 Names from the archives are matched whole against the official pattern, so none can lead out of the folder.
-A class folder is written under a temporary name and renamed when whole: killed and run again, the work goes on.
+A class folder is written under a temporary name and renamed when complete: if killed and run again, it continues.
 """
 
 import io
@@ -36,8 +36,8 @@ def _open(source: Path, name: str) -> tarfile.TarFile:
     path = source / name
     if not path.is_file():
         raise ValueError(
-            f"{path}: not there. Needed in {source}: {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}, from the ImageNet site "
-            "(an account and its terms are needed, so nothing is downloaded for you)."
+            f"{path}: no such file. {source} must hold {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}, from the ImageNet site "
+            "(with an account there)."
         )
     try:
         return tarfile.open(path)
@@ -51,9 +51,7 @@ def _name(archive: tarfile.TarFile) -> str:
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int = MAX_PICTURE_BYTES) -> bytes:
     if not member.isreg():
-        raise ValueError(
-            f"{_name(archive)}: {member.name!r} is a link or device, which the official archive has none of"
-        )
+        raise ValueError(f"{_name(archive)}: {member.name!r} is a link or device; the official archive has none")
     if member.size > limit:
         raise ValueError(f"{_name(archive)}: {member.name!r} has {member.size} bytes, at most {limit} are expected")
     stream = archive.extractfile(member)
@@ -74,7 +72,7 @@ def unpack_train(source: Path, target: Path, report: Report) -> None:
                 match = _CLASS_TAR.fullmatch(member.name)
                 if match is None or number >= _MAX_MEMBERS:
                     raise ValueError(
-                        f"{_name(outer)}: {member.name!r} in it: not the official archive; nothing of it was written"
+                        f"{_name(outer)}: contains {member.name!r}: not the official archive; nothing of it was written"
                     )
                 if (folder / match[1]).exists():
                     continue
@@ -94,7 +92,7 @@ def _unpack_class(content: bytes, wnid: str, folder: Path) -> None:
         for picture in inner:
             if not _TRAIN_PICTURE.fullmatch(picture.name):
                 raise ValueError(
-                    f"{wnid}.tar: {picture.name!r} in it: not an official class archive; nothing of it was kept"
+                    f"{wnid}.tar: contains {picture.name!r}: not an official class archive; nothing of it was kept"
                 )
             (partial / picture.name).write_bytes(_content(inner, picture))
     partial.rename(folder / wnid)
@@ -117,7 +115,7 @@ def read_ground_truth(source: Path) -> list[str]:
         raise ValueError(f"{source / DEVKIT}: not the official development kit ({error}); download it again") from None
     bad = next((name for name in found if not re.fullmatch(r"n\d{8}", name)), None)
     if bad is not None:
-        raise ValueError(f"{source / DEVKIT}: {bad!r} is no WNID")
+        raise ValueError(f"{source / DEVKIT}: {bad!r} is not a WNID")
     return found
 
 
@@ -134,7 +132,7 @@ def unpack_val(source: Path, target: Path, report: Report) -> None:
             for number, member in enumerate(archive):
                 match = _VAL_PICTURE.fullmatch(member.name)
                 if match is None or not 1 <= int(match[1]) <= len(truth):
-                    raise ValueError(f"{_name(archive)}: {member.name!r} in it: not the official archive")
+                    raise ValueError(f"{_name(archive)}: contains {member.name!r}: not the official archive")
                 found += 1
                 path = partial / truth[int(match[1]) - 1] / member.name
                 if path.exists() and path.stat().st_size == member.size:
@@ -163,7 +161,7 @@ def count_pictures(target: Path) -> Counts:
 
 
 def prepare_imagenet(source: Path, target: Path, report: Report, verify_counts: bool = True) -> Counts:
-    """Unpacks both parts into `target`; goes on where an earlier attempt stopped.
+    """Unpacks both parts into `target`; continues where an earlier attempt stopped.
 
     Raises:
         ValueError: archives missing, damaged or not the official ones; wrong counts at the end.
@@ -179,7 +177,7 @@ def prepare_imagenet(source: Path, target: Path, report: Report, verify_counts: 
     if verify_counts and counts != expected:
         raise ValueError(
             f"{target}: {counts.classes} classes, {counts.train} training and {counts.val} validation pictures, "
-            f"expected {expected.classes}, {expected.train} and {expected.val}. Delete class folders that are short "
+            f"expected {expected.classes}, {expected.train} and {expected.val}. Delete incomplete class folders "
             "and run again, or add --subset if this is not the full set."
         )
     return counts

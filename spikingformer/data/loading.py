@@ -36,7 +36,7 @@ class Step:
 
 
 class TrainingLoader(ABC):
-    """Deals out an epoch from any step on."""
+    """Gives the steps of an epoch, from any of them on."""
 
     plan: StepPlan
     steps_per_epoch: int
@@ -190,8 +190,8 @@ class _Workers:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise ValueError(
-                f"a process that reads pictures has died ({str(error).splitlines()[0]}). Most often the machine ran "
-                "out of memory: use fewer workers=N (0 reads in the main process), then go on with --resume."
+                f"a process that reads pictures has died ({str(error).splitlines()[0]}). Usually the machine ran "
+                "out of memory: use a lower workers=N (0 reads in the main process), then continue with --resume."
             ) from None
 
     def run(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
@@ -199,9 +199,9 @@ class _Workers:
         for inputs, labels, unreadable in self._loaded():
             if unreadable and (self.unreadable == "stop" or inputs is None):
                 first = unreadable[0]
-                advice = "or set data.unreadable=skip to leave such files out and count them."
+                advice = "or set data.unreadable=skip to skip such files and count them."
                 if self.unreadable == "skip":
-                    advice = f"data.unreadable=skip left out all {len(unreadable)} of a batch: is the data whole?"
+                    advice = f"data.unreadable=skip would skip all {len(unreadable)} of a batch: is the data complete?"
                 raise ValueError(
                     f"{first.file}: not a readable picture ({first.reason}). Replace or remove the file, {advice}"
                 )

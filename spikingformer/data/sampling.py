@@ -11,7 +11,7 @@ _ORDER = 1
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Deals every epoch's shuffled samples out to optimiser steps, processes and accumulation parts.
+    """Distributes every epoch's shuffled samples to optimiser steps, processes and accumulation parts.
 
     samples: in the data set. batch_size: per optimiser step over all processes. rank, world_size: this process.
     """

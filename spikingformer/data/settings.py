@@ -36,7 +36,7 @@ class DataSettings(Settings):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the training part held out by class (events: whole people) to choose the best epoch; "
+        description="share of the training part held out by class (event sets: by person) to choose the best epoch; "
         "0: chosen on the test part, as published",
     )
     unreadable: Literal["stop", "skip"] = Field(
@@ -58,7 +58,7 @@ class DataSettings(Settings):
     @classmethod
     def _divides(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if std is not None and not all(value > 0 for value in std):
-            raise ValueError("each must be above 0, pictures are divided by it")
+            raise ValueError("each must be above 0, since pictures are divided by it")
         return std
 
 
@@ -68,7 +68,9 @@ class AugmentSettings(Settings):
         description="per_sample: timm's PIL transforms in worker processes, as published; "
         "batched: one tensor operation for the whole batch on the training device",
     )
-    crop_padding: int = Field(default=0, ge=0, description="random shift up to this many pixels, zeros move in")
+    crop_padding: int = Field(
+        default=0, ge=0, description="random shift by up to this many pixels; zeros fill the border"
+    )
     crop_scale: tuple[float, float] = Field(
         default=(1.0, 1.0), description="random resized crop: least and largest share of the area"
     )
@@ -87,7 +89,9 @@ class AugmentSettings(Settings):
         default=True, description="event sets: a flip of a gesture also swaps left and right (published: false)"
     )
     train_frames: int = Field(
-        default=0, ge=0, description="event sets: a random subset of so many frames a training batch; 0: all frames"
+        default=0,
+        ge=0,
+        description="event sets: a random subset of this many frames for each training batch; 0: all frames",
     )
 
     @field_validator("crop_scale", "crop_ratio")

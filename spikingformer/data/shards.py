@@ -40,7 +40,7 @@ def shard_paths(root: Path, pattern: str, must_exist: bool = True) -> list[Path]
 
     names = list(braceexpand(pattern))
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-        raise ValueError(f"data: shard pattern {pattern!r} leads out of data.root")
+        raise ValueError(f"data: shard pattern {pattern!r} points outside data.root")
     paths = [root / name for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing and must_exist:
@@ -62,7 +62,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             if member.isreg():
                 yield archive, member
         if path.stat().st_size <= archive.offset:
-            raise tarfile.ReadError("it ends without the marker of an archive's end")
+            raise tarfile.ReadError("the marker at the end of the archive is missing")
 
 
 def _index_shard(path: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
@@ -82,11 +82,11 @@ def _index_shard(path: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
                 assert stream is not None
                 labels[key] = int(stream.read())
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole WebDataset shard ({error}); fetch it again") from None
+        raise ValueError(f"{path}: not a complete WebDataset shard ({error}); fetch it again") from None
     without = sorted(set(pictures) ^ set(labels))
     if without or not pictures:
         what = f"{without[0]!r} has no picture or no {_LABEL}" if without else "no pictures in it"
-        raise ValueError(f"{path}: not a whole WebDataset shard: {what}; fetch it again")
+        raise ValueError(f"{path}: not a complete WebDataset shard: {what}; fetch it again")
     return list(pictures), [(*pictures[key], labels[key]) for key in pictures]
 
 
@@ -118,7 +118,7 @@ class ShardPictures:
         self.table = _index(self.paths, root)
         self.labels = self.table[:, 3]
         if self.labels.min() < 0:
-            raise ValueError(f"{root}: a picture has the class number {self.labels.min()}; they start at 0")
+            raise ValueError(f"{root}: a picture has the class number {self.labels.min()}; class numbers start at 0")
 
     def left_out(self) -> Counter[str]:
         """Members that are neither picture nor label, by suffix."""
@@ -183,7 +183,7 @@ class TarPictures:
                     places.append((member.offset_data, min(member.size, MAX_PICTURE_BYTES)))
                     classes.append(parts[-2])
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: not a whole tar ({error}); fetch it again") from None
+            raise ValueError(f"{path}: not a complete tar ({error}); fetch it again") from None
         if not places:
             raise ValueError(f"{path}: no pictures found. Expected CLASS/PICTURE.jpg in it")
         numbering = class_to_index or number_classes(classes)

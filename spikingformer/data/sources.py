@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """train: learnt from. validation: held out of it, to choose the best epoch (None: the test part does). test."""
+    """validation: held out of the training part, to choose the best epoch; None: the test part does."""
 
     train: Part
     validation: Part | None
@@ -76,7 +76,7 @@ def _statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _files(data: DataSettings, part: str, of_model: ClassNames) -> Part:
-    """Classes are numbered by the model that is to look at the files, else by the training part."""
+    """Classes are numbered by the model that will read the files, else by the training part."""
     archive = data.name == "tar"
     reader = TarPictures if archive else PictureFiles
     root = data_root(data)
@@ -128,7 +128,7 @@ def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
     """The "train" or "test" part of a picture set as it lies on disk.
 
     Args:
-        of_model: class names of the model that is to look at it, which number the classes of files; (): not known.
+        of_model: class names of the model that will read it; they number the classes of files; (): not known.
 
     Raises:
         ValueError: unknown data set, missing or damaged files, channels or statistics that do not fit, or classes in

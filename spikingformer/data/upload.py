@@ -10,7 +10,7 @@ def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Ten
     """`values` on `device`.
 
     A copy from ordinary memory to a GPU waits until everything queued there is done: it would leave the GPU without
-    work until the next launch. From pinned memory it takes its turn like a kernel.
+    work until the next launch. From pinned memory it is queued like a kernel.
     """
     host = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     if device.type == "cuda" and host.device.type == "cpu":
@@ -25,5 +25,5 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 @lru_cache(maxsize=64)
 def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # whoever asks first: others may need its gradients
+    with torch.inference_mode(False):  # later callers may need gradients, even if the first does not
         return torch.tensor(values, dtype=dtype, device=device)

@@ -115,7 +115,7 @@ def _shape(opened: OpenedModel) -> str:
     )
 
 
-_KEPT = 1024  # samples held back to choose from
+_KEPT = 1024  # samples kept to choose from
 
 
 def _statistics(opened: OpenedModel) -> tuple[tuple[float, ...], tuple[float, ...]]:

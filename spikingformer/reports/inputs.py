@@ -45,7 +45,7 @@ def open_model(target: str, **overrides: Any) -> OpenedModel:
     """A registered name (random weights; `overrides` for timm.create_model), MODEL.TAG of weights that come with the
     package, a model file, a run's folder or a hub folder.
 
-    Raises ValueError for what is none of them.
+    Raises ValueError for anything else.
     """
     from spikingformer.training.checkpoint import checkpoint_file, create_model, load_model
 
@@ -83,7 +83,7 @@ def checkpoint_data(
     """The data section to read a checkpoint's test part by: its recipe's (or that of the data set `name`, or in the
     folder `root`), with the picture size, channels and statistics that the model was made for.
 
-    Raises ValueError where nothing says which data set to use, and for a model that does not take squares.
+    Raises ValueError if nothing says which data set to use, and for a model that does not take squares.
     """
     from spikingformer.data.settings import DataSettings
 
@@ -107,8 +107,8 @@ def _side(size: tuple[int, int]) -> int:
     rows, columns = size
     if rows != columns:
         raise ValueError(
-            f"this model takes {rows}x{columns} pixels, data sets are read as squares: give files to "
-            "`spikingformer predict`, or a square size where the command has --img-size"
+            f"this model takes {rows}x{columns} pixels, but data sets are read as squares: pass files to "
+            "`spikingformer predict`, or a square size to --img-size if the command has it"
         )
     return rows
 
@@ -123,7 +123,7 @@ def data_settings(opened: OpenedModel, name: str, root: str | None) -> DataSetti
     if opened.info is not None:
         return checkpoint_data(opened.info, name, root)
     if not name:
-        raise ValueError(f"{opened.name} has random weights, trained on nothing: give --data NAME")
+        raise ValueError(f"{opened.name} has random weights and no data set of its own: add --data NAME")
     config = opened.model.config
     return DataSettings(
         name=name,

@@ -16,9 +16,9 @@ _HEAD = f"""# Where the gradient goes: fire then pool, pool then fire
 {NOTICE}
 
 A downsampling stage is convolution, BatchNorm, neuron and a 3x3 max-pool. *Fire then pool* (the order of Spikformer,
-here `pool="sps"`) pools spikes, all of them 0 or 1: of several equal ones the first in reading order has the gradient,
-whatever the currents were, and a silent window sends it to its first position. *Pool then fire* (CML,
-[arXiv 2305.05954](https://arxiv.org/abs/2305.05954), `pool="cml"`) pools currents: the largest has the gradient. The
+here `pool="sps"`) pools spikes, all of them 0 or 1: the first of several equal ones in reading order gets the
+gradient, whatever the currents were, and a silent window sends it to its first position. *Pool then fire* (CML,
+[arXiv 2305.05954](https://arxiv.org/abs/2305.05954), `pool="cml"`) pools currents: the largest gets the gradient. The
 paper calls this gradient precise. What follows measures how often and how far the two differ.
 
 - **Elsewhere**: share of pooling windows (an output position, channel, sample and time step) in which fire-then-pool
@@ -73,7 +73,7 @@ def _study_section(name: str, title: str, study: dict[str, Any] | None) -> str:
                 )
     top1 = ", ".join(f"{r['model']} {r['test_top1']:.2f} %" for r in study["runs"])
     lines.append("")
-    lines.append(f"Top-1 on the test part at the end (these trainings are only there to move the weights): {top1}.")
+    lines.append(f"Top-1 on the test part at the end (these runs only serve to change the weights): {top1}.")
     lines += ["", *_reading(study)]
     return "\n".join(lines) + "\n"
 
@@ -121,7 +121,7 @@ def _comparison_section(results: Path) -> str:
         ]
         if not found and any(read_row(results, r.id) for r in table.rows):
             state = [
-                f"Under way; the runs so far are in [results](results.md). `spikingformer reproduce {name}` goes on.",
+                f"Unfinished, see [results](results.md); `spikingformer reproduce {name}` continues.",
                 "",
             ]
         lines += [f"{table.title}:", "", *state]
@@ -133,7 +133,7 @@ def _comparison_section(results: Path) -> str:
 
 
 def write_figures(results: Path, images: Path) -> list[Path]:
-    """One figure a study that has been run."""
+    """One figure for each study that has been run."""
     written = []
     for name, title in STUDIES.items():
         study = read_study(results, f"gradient_routing_{name}")

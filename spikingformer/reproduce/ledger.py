@@ -217,7 +217,7 @@ def find_rows(target: str) -> list[Row]:
         return [rows[target]]
     near = difflib.get_close_matches(target, [*tables, *rows], n=1)
     raise ValueError(
-        f"nothing called {target!r} to reproduce"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + " `spikingformer reproduce --list` shows all tables and rows."
+        f"no table or row is called {target!r}"
+        + (f"; did you mean {near[0]!r}?" if near else ".")
+        + " `spikingformer reproduce --list` shows them all."
     )

@@ -24,7 +24,7 @@ class Legs:
 
 
 def seconds_limit(seconds: float | None) -> LegIsOver:
-    """A leg ends after so many seconds; None: when the run does."""
+    """Ends a leg after so many seconds; None: when the run ends."""
     return lambda passed, _: seconds is not None and passed >= seconds
 
 
@@ -60,7 +60,7 @@ def train_in_legs(
 
     Args:
         leg_is_over: asked twice a second; then the run is told to save and leave.
-        max_legs: return after so many, finished or not; None: go on to the end.
+        max_legs: return after so many, finished or not; None: continue to the end.
         grace_seconds: how long saving may take before the leg is killed.
 
     Raises:

@@ -19,9 +19,9 @@ _HEAD = f"""# Results
 
 Top-1 accuracy in percent. *Published*: the papers' figure, best epoch on the test part, one run. *Authors' log*: the
 training log released with the published code: best epoch, last epoch, mean of the last ten; epochs are counted from 0.
-*Ours*: mean over n runs of the best and of the last epoch, with the standard deviation where n > 1. Each line is rerun
-by `spikingformer reproduce ROW`; a commit with + had changes that were not committed. `spikingformer reproduce --list`
-shows every row's state.
+*Ours*: mean over n runs of the best and of the last epoch, with the standard deviation where n > 1. A + after a
+commit means uncommitted changes. `spikingformer reproduce ROW` reruns a line; `spikingformer reproduce --list` shows
+the state of every row.
 """
 
 
@@ -131,15 +131,15 @@ def _own_needs(row: Row, table: Table, results: Path) -> str:
     )
 
 
-_COMPARED = (  # names of two rows, and what the second less the first is
-    ("spikformer", "spikformer_cml", "Spikformer, pool then fire less fire then pool"),
-    ("spikingformer", "spikingformer_cml", "Spikingformer, pool then fire less fire then pool"),
-    ("all", "one_first", "One time step first less four from the start"),
+_COMPARED = (  # names of two rows, and what the second minus the first is
+    ("spikformer", "spikformer_cml", "Spikformer, pool then fire minus fire then pool"),
+    ("spikingformer", "spikingformer_cml", "Spikingformer, pool then fire minus fire then pool"),
+    ("all", "one_first", "One time step first minus four from the start"),
 )
 
 
 def comparison_lines(table: Table, results: Path) -> list[str]:
-    """What differs between the rows of a comparison, where both have at least two runs."""
+    """The differences between the rows of a comparison that have at least two runs each."""
     lines = []
     by_name = {row.id.split("/")[1]: read_row(results, row.id) for row in table.rows}
     for first, second, words in _COMPARED:

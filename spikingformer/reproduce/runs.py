@@ -19,11 +19,11 @@ from spikingformer.training.run_folder import BEST_FILE, RECIPE_FILE, read_run_r
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises ValueError for an override that would make another run of the row."""
+    """Raises ValueError for an override that would change what a row runs."""
     for text in overrides:
         if not is_free(text.split("=", 1)[0]):
             raise ValueError(
-                f"override {text!r}: that would be another run than the row's. Only {', '.join(FREE)} may change; "
+                f"override {text!r} would change what the row runs. Only {', '.join(FREE)} may change; "
                 "for anything else use `spikingformer train`"
             )
 
@@ -56,8 +56,8 @@ def run_row(
 ) -> bool:
     """Trains what is missing of a row and writes its results file; True once every seed is done.
 
-    Seeds that the results file has already are skipped; runs that were begun go on, or, with `stopped`, are recorded
-    as they are, if they have an evaluation. A later call without it goes on with them.
+    Seeds that are already in the results file are skipped. Unfinished runs continue; with `stopped` they are recorded
+    as they are, if they have an evaluation, and a later call without it continues them.
 
     Raises:
         ValueError: overrides that change the row, bad data, or training that fails.
@@ -68,17 +68,17 @@ def run_row(
     for seed in seeds:
         if seed in have:
             done = row_path(results, row.id)
-            say(f"{row.id}, seed {seed}: done before ({done}); another --results runs it again")
+            say(f"{row.id}, seed {seed}: already done ({done}); use another --results to run it again")
             continue
         folder = run_folder(output, row, seed)
         asked = [*row.overrides, f"seed={seed}", *overrides]
         if stopped and not any("top1" in r for r in epoch_records(folder)):
-            say(f"{row.id}, seed {seed}: no evaluation in {folder}; left out")
+            say(f"{row.id}, seed {seed}: no evaluation in {folder}; skipped")
             continue
         if not stopped:
             legs = train_in_legs(row.recipe, asked, folder, leg_is_over, max_legs)
             if not legs.finished:
-                say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command goes on")
+                say(f"{row.id}, seed {seed}: not finished after {legs.legs} legs; the same command continues it")
                 return False
         record = collect(folder, row_recipe(row, seed, overrides), tuple(asked), row.energy, row.recipe, stopped)
         known = known.with_run(record)
@@ -89,7 +89,7 @@ def run_row(
 def collect(
     folder: Path, recipe: Recipe, overrides: tuple[str, ...], energy: bool, recipe_file: str, stopped: bool = False
 ) -> RunRecord:
-    """The record of a finished run, from its folder; with `stopped`, of one up to its last evaluation.
+    """The record of a finished run, from its folder; with `stopped`, of a run up to its last evaluation.
 
     `recipe`: what the row asks for, made from `recipe_file`. Raises ValueError where the run is not finished (with
     `stopped`: has no evaluation), or has followed another recipe.
@@ -106,7 +106,7 @@ def collect(
     if followed != _substance(recipe):
         raise ValueError(
             f"{folder}: this run followed {folder / RECIPE_FILE}, which is not what {recipe_file} says now: "
-            "give another --output to train anew"
+            "use another --output to train again"
         )
     with_all_steps = [r for r in records if r["epoch"] >= recipe.schedule.early_epochs]
     best = max(evaluated, key=lambda r: (r["top1"], -r["epoch"]))

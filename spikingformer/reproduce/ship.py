@@ -30,11 +30,11 @@ def ship(
         dtype: of the floating-point weights in the file (bfloat16 halves it); None: as they are.
 
     Raises:
-        ValueError: not a model file of ours, or it does not say its accuracy.
+        ValueError: not a model file of ours, or it does not state its accuracy.
     """
     weights, info = read_model_file(checkpoint)
     if "top1" not in info.metrics:
-        raise ValueError(f"{checkpoint}: it does not say its accuracy; ship what `spikingformer train` wrote")
+        raise ValueError(f"{checkpoint}: it does not state its accuracy; ship what `spikingformer train` wrote")
     if dtype is not None:
         weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
     name = f"{info.name}.{tag}"

@@ -81,8 +81,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
             raise
         raise LostProcess(
             f"process {world.rank} of {world.size}: another process of this run has ended ({_first_line(error)}). "
-            "Its own message says why. The last checkpoint is whole: start again with --resume; "
-            "under `torchrun --max-restarts N` that happens by itself."
+            "Its own message says why. The last checkpoint is intact: start again with --resume; "
+            "under `torchrun --max-restarts N` this is done automatically."
         ) from None
     finally:
         if dist.is_initialized():
@@ -101,7 +101,7 @@ def _store_of_this_attempt(world: World) -> dist.Store | None:
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone (gloo and NCCL say so in words only)."""
+    """Whether a collective failed because another process is gone (gloo and NCCL say so in their text only)."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()
@@ -142,7 +142,7 @@ def barrier(world: World) -> None:
 def in_step(own: Iterable[_Item], device: torch.device) -> Iterator[_Item | None]:
     """Every process's own items, then None until the last process has used up its own.
 
-    For forward passes that are common to all processes, whose numbers of batches are not.
+    For forward passes in which all processes take part, though their numbers of batches differ.
     """
     iterator = iter(own)
     while True:

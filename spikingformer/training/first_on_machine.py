@@ -12,10 +12,10 @@ _Result = TypeVar("_Result")
 
 
 def first_on_machine(world: World, work: Callable[[], _Result]) -> _Result | None:
-    """The first process of each machine does `work` and has its result; the others wait for it, and get None.
+    """The first process of each machine does `work` and returns its result; the others wait for it and return None.
 
     Raises:
-        ValueError: in every process, with what the first that failed said.
+        ValueError: in every process, with the message of the first one that failed.
     """
     if world.size == 1:
         return work()

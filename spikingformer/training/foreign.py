@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _scalar = np.float64(0).__reduce__()[0]  # numpy's own function, private and moved between versions
-PLAIN: list[Any] = [  # what training scripts leave beside weights: their arguments, an accuracy as a numpy scalar
+PLAIN: list[Any] = [  # what training scripts store beside weights: their arguments, an accuracy as a numpy scalar
     argparse.Namespace,
     _codecs.encode,
     np.dtype,
@@ -34,7 +34,7 @@ def read_published(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about the pickle protocol: what can be read is read, the rest refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path}: refused, it holds more than weights{_unsafe(path)}; nothing was run") from None
+        raise ValueError(f"{path}: refused: it contains more than weights{_unsafe(path)}; nothing was run") from None
     except (
         RuntimeError,
         EOFError,

@@ -24,7 +24,7 @@ def read_hub_folder(folder: Path) -> "tuple[dict[str, torch.Tensor], ModelInfo]"
     """Weights and description of the model.
 
     Raises:
-        ValueError: config.json is no JSON or lacks what a model is built from, or the weights are no whole file.
+        ValueError: config.json is not JSON or lacks what a model is built from, or the weights are incomplete.
     """
     from spikingformer.training.checkpoint import ModelInfo
 

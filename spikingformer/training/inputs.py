@@ -28,7 +28,10 @@ from spikingformer.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """Loaders and what a model file must say about its input. validation: chooses the best epoch (test without one)."""
+    """Loaders, and what a model file must say about its input.
+
+    validation: the part that chooses the best epoch; None: the test part does.
+    """
 
     train: TrainingLoader
     validation: EvaluationLoader | None
@@ -126,7 +129,7 @@ def _event_inputs(recipe: Recipe, device: torch.device, world: World) -> Inputs:
 
 
 def load_events(data: DataSettings, workers: int = 0):
-    """Training and test part of an event set, its frame cache built, by so many processes, if need be."""
+    """Training and test part of an event set; its frame cache is built, by `workers` processes, if there is none."""
     from spikingformer.data.events.event_set import load_event_parts
 
     if data.channels != 2:

@@ -7,8 +7,8 @@ from torch import Tensor
 class LateValue:
     """A scalar tensor's value as it was when this was made.
 
-    On a GPU it is copied behind the work queued so far, and reading it waits for that work alone: what is queued later
-    goes on, so that a loop that reads last step's value never leaves the GPU without work.
+    On a GPU it is copied after the work queued so far, and reading it waits for that work alone. Work queued later
+    keeps running, so a loop that reads last step's value never leaves the GPU idle.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -21,7 +21,7 @@ class LateValue:
             self._arrived.record()
 
     def read(self) -> float:
-        """Waits for the value where it has not arrived."""
+        """The value; waits until it has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return float(self._host)

@@ -56,13 +56,13 @@ _MAX_STEP_BACKS = 5
 
 
 class StoppedBySignal(Exception):
-    """The run was asked to leave; its state is saved."""
+    """The run was asked to stop; its state is saved."""
 
 
 class Trainer:
-    """One run in one process. `model` is the plain module, or one that `shard` has dealt out; DDP wraps it here.
+    """One run in one process. `model` is the plain module, or one that `shard` has split; DDP wraps it here.
 
-    average: of the weights; None: made here where the recipe wants one (a sharded model cannot be copied).
+    average: of the weights; None: made here if the recipe has one (a sharded model cannot be copied).
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Trainer:
         return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
 
     def set_time_steps(self, time_steps: int) -> None:
-        """T of what follows, in a recipe with early epochs of another T."""
+        """Sets the model's T, if the recipe has early epochs with another T."""
         if self.recipe.schedule.early_epochs and self.model.time_steps != time_steps:
             self.model.set_time_steps(time_steps)  # type: ignore[operator]
 
@@ -168,7 +168,7 @@ class Trainer:
         self._write_state()
 
     def _write_state(self) -> None:
-        """What has been checked to be finite."""
+        """Saves without checking that all is finite."""
         self.progress.loss_sum = float(self._loss_sum)
         state = self.capture() if self.world.is_first or self.sharded else None
         if state is not None and self.world.is_first:
@@ -176,7 +176,7 @@ class Trainer:
         self._checkpoints.saved()
 
     def evaluated_model(self) -> nn.Module:
-        """The averaged weights where there are any."""
+        """The model with averaged weights if there is one, else the model."""
         return self.model if self.ema is None else self.ema.module
 
     # --- one step ---
@@ -326,7 +326,8 @@ class Trainer:
         return asked, due
 
     def rehearse(self, step: Step) -> None:
-        """A step with all time steps whose effects are taken back: if memory does not hold it, early epochs are no use.
+        """Runs a step with all time steps and undoes its effects. If memory does not hold it, the run stops here, not
+        after its early epochs.
 
         Raises OutOfMemory.
         """
@@ -339,7 +340,7 @@ class Trainer:
         self._rehearsed = True
 
     def _count(self, step: Step, loss: torch.Tensor | None) -> None:
-        """Moves the position on; a step that was skipped has no loss."""
+        """Advances the position; a step that was skipped has no loss."""
         p = self.progress
         if loss is not None:
             self._loss_sum += loss.double() * step.samples

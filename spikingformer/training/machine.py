@@ -23,7 +23,7 @@ def _git(*args: str) -> str | None:
 
 
 def processor(counted: bool = False) -> str:
-    """Its name; `counted`: with the number of logical ones behind it, where the system lists them."""
+    """The processor's name; `counted`: followed by the number of logical ones, if the system lists them."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -35,7 +35,7 @@ def processor(counted: bool = False) -> str:
 def _gpu() -> str | None:
     try:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    except RuntimeError:  # a card that somebody else holds
+    except RuntimeError:  # a card that another process holds
         return None
 
 
@@ -43,8 +43,8 @@ def describe_machine() -> dict[str, Any]:
     """Time, system, processor, logical cores, instruction set, GPU, versions, commit and whether the package differed
     from it.
 
-    A copy of the source without its history is told its commit by SPIKINGFORMER_COMMIT, with a + behind it where the
-    copy differs from that commit.
+    For a copy of the source without its git history, the environment variable SPIKINGFORMER_COMMIT names the commit; a
+    + at its end says that the copy differs from it.
     """
     told = os.environ.get("SPIKINGFORMER_COMMIT", "")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE)) if not told else ""

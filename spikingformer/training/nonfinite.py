@@ -1,4 +1,4 @@
-"""NaN and infinity: seen where spikes hide them from the loss, refused before they are saved, said with what to try."""
+"""NaN and infinity: found though spikes hide them from the loss, never saved, reported with what to try."""
 
 import math
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def what_is_not_finite(loss: float, statistics: Mapping[str, Tensor]) -> str:
     if math.isfinite(loss):
         return "a gradient is not finite, though the loss is"
     name = first_nonfinite(statistics)
-    hidden = "spikes can hide that from the loss; is NaN among the samples?"
+    hidden = "spikes can hide this from the loss; do the samples contain NaN?"
     return f"the loss is {loss}" if name is None else f"{name} is not finite ({hidden})"
 
 
@@ -59,10 +59,10 @@ def gradients_are_finite(model: nn.Module, world: World) -> bool:
 
 
 def explain(what: str, where: str, policy: str, step_backs: int, has_checkpoint: bool) -> str:
-    """The message of a run that cannot go on. policy: the recipe's `nonfinite`."""
-    backs = f" after {step_backs} steps back" if step_backs else ""
-    kept = "The last checkpoint is whole: --resume goes on from it. " if has_checkpoint else ""
-    skip = "" if policy == "skip" else "nonfinite=skip (leaves such steps out and counts them) or "
+    """The message of a run that cannot continue. policy: the recipe's `nonfinite`."""
+    backs = f" after going back {step_backs} times" if step_backs else ""
+    kept = "The last checkpoint is intact: --resume continues from it. " if has_checkpoint else ""
+    skip = "" if policy == "skip" else "nonfinite=skip (skips such steps and counts them) or "
     back = f"; {skip}nonfinite=step_back (goes back to the last checkpoint with half the learning rate)"
     return (
         f"{what} in {where}{backs}. {kept}Things to try: a lower optimizer.learning_rate or a longer "

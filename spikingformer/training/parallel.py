@@ -1,6 +1,6 @@
-"""How several processes hold one model: each the whole of it (DDP), or each a share (FSDP2).
+"""How several processes hold one model: each all of it (DDP), or each a share (FSDP2).
 
-Both write the same files: shares are gathered before a save and dealt out again after a load.
+Both write the same files: shares are gathered before a save and split again after a load.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from spikingformer.models import SpikingTransformer
 from spikingformer.training.distributed import World
 from spikingformer.training.recipe import Recipe
 
-# optimisers whose step sees each number by itself: a share of a tensor is stepped as the whole would be (tested)
+# optimisers that update each number independently: a share of a tensor is updated as all of it would be (tested)
 ELEMENTWISE = ("adam", "adamw", "momentum", "nadam", "nadamw", "radam", "rmsprop", "sgd")
 
 
@@ -28,7 +28,7 @@ def is_sharded(recipe: Recipe, world: World) -> bool:
 
 
 def check_parallel(recipe: Recipe) -> None:
-    """Refuses what does not go together with parallel=fsdp, whatever the number of processes.
+    """Refuses settings that parallel=fsdp does not support, whatever the number of processes.
 
     Raises:
         ValueError: says which setting, why, and what to do.
@@ -37,17 +37,16 @@ def check_parallel(recipe: Recipe) -> None:
         return
     problems = []
     if recipe.compile:
-        problems.append("compile=true is not offered with it: set compile=false")
+        problems.append("compile=true is not supported with it: set compile=false")
     if recipe.channels_last:
         problems.append("FSDP2 shards contiguous weights only: set channels_last=false")
     if recipe.sparsity:
-        problems.append("sparsity > 0 is not offered with it: set sparsity=0")
+        problems.append("sparsity > 0 is not supported with it: set sparsity=0")
     if recipe.precision == "fp16":
-        problems.append("fp16's loss scaling is not offered with it: set precision=bf16 or fp32")
+        problems.append("fp16's loss scaling is not supported with it: set precision=bf16 or fp32")
     if recipe.optimizer.name not in ELEMENTWISE:
         problems.append(
-            f"optimizer.name={recipe.optimizer.name} may need whole tensors; with shares take one of "
-            + ", ".join(ELEMENTWISE)
+            f"optimizer.name={recipe.optimizer.name} may need whole tensors; use one of " + ", ".join(ELEMENTWISE)
         )
     if problems:
         raise ValueError("parallel: got fsdp, but\n" + "\n".join(f"  {p}" for p in problems) + "\nor use parallel=ddp")
@@ -78,7 +77,7 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def replicate(model: nn.Module, device: torch.device, world: World) -> nn.Module:
-    """The model as DDP runs it: gradients meet once a step, the first process's buffers count."""
+    """The model as DDP runs it: gradients are averaged once a step; the first process's buffers count."""
     if world.size == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -109,7 +108,7 @@ def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def dealt_like(value: Tensor, held: Tensor) -> Tensor:
-    """A whole tensor as `held` is held: this process's share, cut out without a word to the others."""
+    """This process's share of a whole tensor, split as `held` is, without communication."""
     if not isinstance(held, DTensor) or isinstance(value, DTensor):
         return value
     whole = value.to(held.device)

@@ -93,13 +93,15 @@ class Recipe(Settings):
     batch_size: int = Field(
         default=64, ge=1, description="samples per optimiser step, over all processes and accumulation steps"
     )
-    accumulation_steps: int = Field(default=1, ge=1, description="parts a process computes its batch in")
+    accumulation_steps: int = Field(
+        default=1, ge=1, description="micro-batches that each process splits its batch into"
+    )
     evaluation_batch_size: int = Field(default=128, ge=1, description="samples per evaluation batch and process")
-    drop_last: bool = Field(default=True, description="leave out an epoch's last batch if it is smaller")
+    drop_last: bool = Field(default=True, description="skip an epoch's last batch if it is smaller")
     sparsity: float = Field(
         default=0.0,
         ge=0,
-        description="weight in the loss of the synaptic operations over those of neurons that always fire; 0: off",
+        description="weight, in the loss, of the synaptic operations as a share of those if every neuron fired; 0: off",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     seed: int = Field(default=42, ge=0, description="fixes weights, order, augmentation and mixing")
@@ -110,8 +112,8 @@ class Recipe(Settings):
     compile: bool = Field(default=False, description="run the model through torch.compile")
     cuda_graph: bool = Field(
         default=True,
-        description="CUDA, one process: replay forward and backward as one graph where the step allows it (the same "
-        "numbers, without the launches)",
+        description="CUDA, one process: replay forward and backward as one graph if the step allows it (the same "
+        "numbers, fewer launches)",
     )
     grad_checkpointing: bool = Field(
         default=False, description="CUDA: compute spikes again in backward instead of keeping them (less memory)"
@@ -185,7 +187,7 @@ def find_recipe(path: str) -> Path:
 
 
 def build_recipe(values: object, source: str) -> Recipe:
-    """Checks plain values (dicts, lists, numbers) against the recipe.
+    """Makes a recipe of plain values (dicts, lists, numbers).
 
     Raises:
         ValueError: unknown key (names the nearest right one) or wrong type (got, expected, the field's meaning).

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: console, metrics.jsonl, TensorBoard. Only the first process speaks."""
+"""What a run reports: console, metrics.jsonl, TensorBoard. Only the first process does."""
 
 import sys
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class Reporter:
 
 
 class ProgressBar:
-    """Steps of the whole run with the time left; silent where stderr is no terminal."""
+    """Steps of the whole run with the time left; silent if stderr is not a terminal."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""A whole run: folder, data, model, loop, and what it came to."""
+"""A whole run: folder, data, model, loop and result."""
 
 import json
 import os
@@ -35,9 +35,10 @@ from spikingformer.training.state import RunState, load_state
 
 @dataclass(frozen=True)
 class Result:
-    """top1, percent: of the best and of the last epoch on the part that chose; test: best weights on the test part.
+    """best_top1, last_top1: percent, of the best and the last epoch, on the part that chooses the best epoch.
+    test_top1: percent, of the best weights on the test part.
 
-    seconds: of the call that ended the run; a resumed run's earlier calls are in metrics.jsonl, epoch by epoch.
+    seconds: of the call that finished the run; the earlier calls of a resumed run are in metrics.jsonl, epoch by epoch.
     """
 
     folder: str
@@ -59,15 +60,15 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {a!r} there, {b!r} now")
+            found.append(f"{prefix}{key}: was {a!r}, is {b!r} now")
     return found
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe with the fields that came after it, which it has followed at their defaults."""
+    """A saved recipe, completed with the defaults of fields that are newer than it."""
     try:
         return Recipe.model_validate_json(json.dumps(values)).model_dump(mode="json")
-    except ValidationError:  # a later version's: its differences are named as they stand
+    except ValidationError:  # of a later version: its differences are listed as they are
         return values
 
 
@@ -75,7 +76,7 @@ def _check_same_run(folder: Path, state: RunState, recipe: Recipe) -> None:
     found = _differences(_with_defaults(state.recipe), recipe.model_dump(mode="json"))
     if found:
         raise ValueError(
-            f"{folder}: holds a run of another recipe:\n"
+            f"{folder}: holds a run with another recipe:\n"
             + "\n".join(f"  {line}" for line in found[:8])
             + f"\nResume with the recipe it was started with (`spikingformer train {folder} --resume`), "
             "or choose another --output."
@@ -89,8 +90,8 @@ def _check_same_data(folder: Path, state: RunState, inputs: Inputs) -> None:
     for name, value in now.items():
         if then.get(name, value) != value:
             raise ValueError(
-                f"{folder}: its run learnt from other data: {name} {_shortened(then[name])} there, "
-                f"{_shortened(value)} now. Give data.root of the data it was started with, or choose another --output."
+                f"{folder}: its run was trained on other data: {name} was {_shortened(then[name])}, is "
+                f"{_shortened(value)} now. Set data.root to the data it was started with, or choose another --output."
             )
 
 
@@ -101,7 +102,11 @@ def _shortened(value: Any) -> str:
 def _processes(recipe: Recipe, world: World) -> str:
     if world.size == 1:
         return ", one process: nothing to share (parallel=fsdp)" if recipe.parallel == "fsdp" else ""
-    held = "each with a share (FSDP2; firing rates are not counted)" if is_sharded(recipe, world) else "each whole"
+    held = (
+        "each with a share of the model (FSDP2; firing rates are not counted)"
+        if is_sharded(recipe, world)
+        else "each with the whole model"
+    )
     return f", {world.size} processes, {held}"
 
 
@@ -257,7 +262,7 @@ def _announce(trainer: Trainer) -> None:
 
 
 def _read_result(folder: Path) -> Result | None:
-    """What a finished run came to; None where its result file is missing or not whole."""
+    """The result of a finished run; None: its result file is missing or damaged."""
     try:
         return replace(Result(**json.loads((folder / RESULT_FILE).read_text())), folder=str(folder))
     except (OSError, ValueError, TypeError):

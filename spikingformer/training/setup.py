@@ -79,8 +79,8 @@ def _check_early_epochs(recipe: Recipe, kind: str) -> None:
         raise ValueError(f"{name}, but event frames bring their own time steps: set it to 0")
     if asked >= recipe.epochs and asked:
         raise ValueError(
-            f"{name} of {recipe.epochs} epochs: leave some for all {recipe.model.time_steps} time steps (a lower "
-            "schedule.early_epochs, or 0), or set model.time_steps itself"
+            f"{name} of {recipe.epochs} epochs, but some must run with all {recipe.model.time_steps} time steps: use "
+            "fewer schedule.early_epochs, or a lower model.time_steps"
         )
 
 
@@ -95,9 +95,10 @@ def _check_event_steps(recipe: Recipe) -> None:
 
 def build_model(recipe: Recipe, classes: int, kind: str, say: Callable[[str], None] = lambda text: None) -> nn.Module:
     """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
-    number of classes is the same; `say` is told).
+    number of classes is the same; `say` gets a line about it).
 
-    Raises ValueError where the recipe's early epochs of another T cannot be, and for weights that do not fit.
+    Raises ValueError for early epochs that the data or the number of epochs does not allow, and for weights that do not
+    fit.
     """
     _check_early_epochs(recipe, kind)
     if kind == "events":
@@ -111,7 +112,7 @@ def build_model(recipe: Recipe, classes: int, kind: str, say: Callable[[str], No
             own = model.state_dict()
             weights = {**weights, **{name: own[name] for name in own if name.startswith("head.")}}
             had = info.kwargs.get("num_classes")
-            say(f"weights from {path} but for its head of {had} classes: a new one of {classes}")
+            say(f"weights from {path}, except its head of {had} classes: the new head has {classes}")
         else:
             say(f"weights from {path}, with its head")
         load_weights(model, weights, path)
@@ -171,9 +172,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_average(recipe: Recipe, model: nn.Module, sharded: bool = False) -> ModelEmaV3 | None:
-    """The moving average of the weights, a copy of the model as it is now; None where the recipe wants none.
+    """The moving average of the weights, a copy of the model as it is now; None: the recipe has ema.decay=0.
 
-    sharded: its weights will be dealt out; shares and whole buffers cannot be averaged in one call.
+    sharded: its weights will be split; shares and whole buffers cannot be averaged in one call.
     """
     if recipe.ema.decay == 0:
         return None

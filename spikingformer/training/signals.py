@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the loop to save and leave, the second leaves at once."""
+"""SIGTERM and SIGINT: the first asks the loop to save and stop, the second ends the process at once."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ class StopRequest:
             os._exit(128 + number)
         self.signal_number, self._first_at = number, time.monotonic()
         name = signal.Signals(number).name
-        text = f"\n{name}: saving, then leaving; once more: leave at once\n"
+        text = f"\n{name}: saving, then stopping; send it again to stop at once\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
 

@@ -1,7 +1,7 @@
-"""The whole state of a run in one file, so that weights, optimiser and position can never disagree.
+"""The whole state of a run in one file, so that weights, optimiser and position always belong together.
 
-Tensors: model/*, ema/*, optimizer/<parameter>/<name>,
-group/<number>/<name>. Text: position, bests, counts, scaler, recipe, versions.
+Tensors: model/*, ema/*, optimizer/<parameter>/<name>, group/<number>/<name>. Text: position, bests, counts, scaler,
+recipe, versions.
 The random generators need no saving: every draw is derived from the seed and the position (data/randomness.py,
 and PyTorch's generators are re-seeded before each step).
 """
@@ -23,7 +23,7 @@ STATE_FILE, PREVIOUS_FILE = "state.safetensors", "state.previous.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands. epoch and step name the next step to run; sums belong to the epoch under way."""
+    """Where a run stands. epoch and step name the next step to run; sums belong to the current epoch."""
 
     epoch: int = 0
     step: int = 0  # within the epoch
@@ -50,7 +50,7 @@ class RunState:
     recipe: dict[str, Any]
     world_size: int
     versions: dict[str, str]
-    data: dict[str, Any] | None = None  # what it learnt from (Inputs.identity); None in older states
+    data: dict[str, Any] | None = None  # what it was trained on (Inputs.identity); None in older states
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -123,11 +123,11 @@ def save_state(folder: Path, state: RunState) -> None:
     except OSError as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
         kept = (
-            "The checkpoint before it is whole" if (folder / STATE_FILE).exists() else "There is no earlier checkpoint"
+            "The checkpoint before it is intact" if (folder / STATE_FILE).exists() else "There is no earlier checkpoint"
         )
         raise ValueError(
             f"{folder / STATE_FILE}: the checkpoint could not be written ({error.strerror or error}); it needs "
-            f"{size / 1e6:.1f} MB there beside the old one. {kept}: make room, then go on with --resume."
+            f"{size / 1e6:.1f} MB there besides the old one. {kept}: free some space, then continue with --resume."
         ) from None
 
 
@@ -152,10 +152,10 @@ def _read(path: Path) -> RunState:
 
 
 def load_state(folder: Path) -> tuple[RunState | None, str | None]:
-    """The newest whole state, and a warning if that was not the newest file. (None, None): no state yet.
+    """The newest intact state, and a warning if it is not the newest file. (None, None): no state yet.
 
     Raises:
-        ValueError: there are states, but none is whole; names them.
+        ValueError: there are states, but all are damaged; names them.
     """
     paths = [path for path in (folder / STATE_FILE, folder / PREVIOUS_FILE) if path.exists()]
     problems = []
@@ -165,7 +165,7 @@ def load_state(folder: Path) -> tuple[RunState | None, str | None]:
         except ValueError as error:
             problems.append(str(error))
         else:
-            return state, (f"{problems[0]}\nGoing on from {path.name}, one checkpoint earlier." if problems else None)
+            return state, (f"{problems[0]}\nContinuing from {path.name}, one checkpoint earlier." if problems else None)
     if problems:
-        raise ValueError("\n".join([*problems, f"No whole state in {folder}: start again in another folder."]))
+        raise ValueError("\n".join([*problems, f"No intact checkpoint in {folder}: start again in another folder."]))
     return None, None

@@ -22,7 +22,7 @@ Run = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def capture_graph(run: Callable[[], _Result]) -> tuple[Callable[[], None], _Result]:
-    """Captures what `run` launches on a CUDA device: (replay, its result, which each replay writes anew)."""
+    """Captures what `run` launches on a CUDA device: (replay, its result, which each replay overwrites)."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data meanwhile
         out = run()
@@ -64,7 +64,7 @@ class StepGraph:
     """Calls `run(inputs, targets, weight)`, which returns a loss and leaves gradients in the model's parameters.
 
     The shape of most steps is captured after a few of them and replayed; others run as they are, like every step
-    while hooks watch the model. Where the model's `time_steps` change, this begins anew. Gradients must be None before
+    while hooks watch the model. Where the model's `time_steps` change, this starts over. Gradients must be None before
     a call. `capture` stands in for `capture_graph` in tests.
     """
 
@@ -111,4 +111,4 @@ class StepGraph:
         captured.replay()
         for parameter, gradient in zip(self._model.parameters(), captured.gradients, strict=True):
             parameter.grad = gradient
-        return captured.loss.clone()  # the next replay writes over it
+        return captured.loss.clone()  # the next replay overwrites it

@@ -60,8 +60,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); it may be truncated. Use another copy, or "
-            "last.safetensors of the same run. A published .pth is turned into one with `spikingformer convert`."
+            f"{path}: not a complete safetensors file ({error}); it may be truncated. Use another copy, or "
+            "last.safetensors of the same run. `spikingformer convert` makes one of a published .pth."
         ) from None
     expected = metadata.pop(_CHECKSUM, None)
     ours = DESCRIPTION_KEY in metadata  # a file of ours has a checksum: without one, its name was damaged

@@ -1,4 +1,4 @@
-"""The optimiser's step on a CUDA device, replayed as a graph where the gradients lie where they lay before."""
+"""The optimiser's step on a CUDA device, replayed as a graph while the gradients keep their places in memory."""
 
 import warnings
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class DeviceUpdate:
         self.forget()
 
     def forget(self) -> None:
-        """Begins anew."""
+        """Forgets the graph and the gradients' places."""
         self._replay: Callable[[], None] | None = None
         self._captured: tuple[int, ...] = ()  # the gradients' places in the graph
         self._last: tuple[int, ...] = ()  # and in the step before

@@ -280,7 +280,7 @@ def test_truncated_checkpoint(run_folder, capsys, tmp_path):
         message = refused(
             capsys, command, tmp_path / "cut.safetensors", *(["--samples", 1] if command == "predict" else [])
         )
-        assert "cut.safetensors: not a whole safetensors file" in message
+        assert "cut.safetensors: not a complete safetensors file" in message
         assert "truncated" in message
 
 

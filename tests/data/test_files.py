@@ -293,7 +293,7 @@ def test_pictures_of_a_tar_outside_class_folders_are_counted(tmp_path):
 def test_a_sample_of_a_shard_with_two_pictures_is_refused(tmp_path):
     content = tar_of({"a.jpg": picture(), "a.png": picture(), "a.cls": b"0"})
     (tmp_path / "train.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"train.tar: not a whole WebDataset shard \('a' has two pictures\)"):
+    with pytest.raises(ValueError, match=r"train.tar: not a complete WebDataset shard \('a' has two pictures\)"):
         ShardPictures(tmp_path, "train.tar", 3)
 
 
@@ -387,7 +387,7 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     shard = tmp_path / "train-00001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:700])
-    with pytest.raises(ValueError, match=r"train-00001.tar: not a whole WebDataset shard"):
+    with pytest.raises(ValueError, match=r"train-00001.tar: not a complete WebDataset shard"):
         load_parts(shard_settings(tmp_path), 0)
     shard.unlink()
     with pytest.raises(ValueError, match=r"train-00001.tar: no such shard \(1 of 2 are missing\)"):
@@ -514,7 +514,7 @@ def test_missing_and_truncated_archives_are_named(tmp_path, name):
     with pytest.raises(ValueError, match=name):
         prepare_imagenet(source, target, quiet, verify_counts=False)
     (source / name).unlink()
-    with pytest.raises(ValueError, match=f"{name}: not there"):
+    with pytest.raises(ValueError, match=f"{name}: no such file"):
         prepare_imagenet(source, target, quiet, verify_counts=False)
     (source / name).write_bytes(content)
     assert prepare_imagenet(source, target, quiet, verify_counts=False).train == 6

@@ -64,7 +64,7 @@ def test_a_shard_cut_off_anywhere_is_named(shards):
     whole, end = path.read_bytes(), end_of_content(path)
     for length in [*range(0, end + 1, 512), 1, 700, end - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"train-00001\.tar: not a whole WebDataset shard.*fetch it again"):
+        with pytest.raises(ValueError, match=r"train-00001\.tar: not a complete WebDataset shard.*fetch it again"):
             ShardPictures(shards, SHARDS, 3)
     path.write_bytes(whole)
     assert len(ShardPictures(shards, SHARDS, 3)) == 4
@@ -74,7 +74,7 @@ def test_a_class_archive_cut_off_anywhere_is_named(class_folders):
     whole, end = class_folders.read_bytes(), end_of_content(class_folders)
     for length in [*range(0, end + 1, 512), 1, 700, end - 1]:
         class_folders.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"train\.tar: not a whole tar.*fetch it again"):
+        with pytest.raises(ValueError, match=r"train\.tar: not a complete tar.*fetch it again"):
             TarPictures(class_folders, 3)
     class_folders.write_bytes(whole)
     assert len(TarPictures(class_folders, 3)) == 4

@@ -168,7 +168,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_clear_message(tmp_path, paralle
     assert finish(processes, 60) == [2, -signal.SIGKILL]
     text = words(folder, 0)
     assert "process 0 of 2: another process of this run has ended" in text
-    assert "The last checkpoint is whole: start again with --resume" in text
+    assert "The last checkpoint is intact: start again with --resume" in text
     assert "Traceback" not in text
 
 

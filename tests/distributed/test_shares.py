@@ -79,7 +79,7 @@ def single(tmp_path_factory, begun):
 def test_shares_equal_one_process(single, begun, tmp_path, ranks):
     folder = run(tmp_path / "run", *SGD, begun, SHARED, ranks=ranks)
     assert_same_run(single, folder)
-    assert f"{ranks} processes, each with a share (FSDP2" in words(folder, 0)
+    assert f"{ranks} processes, each with a share of the model (FSDP2" in words(folder, 0)
     model, info = load_model(folder / "best.safetensors")
     assert not any("DTensor" in type(p).__name__ for p in model.parameters())
     assert info.recipe is not None
@@ -164,7 +164,7 @@ def test_one_process_has_nothing_to_share(tmp_path):
         ("channels_last=true", "set channels_last=false"),
         ("sparsity=0.1", "set sparsity=0"),
         ("precision=fp16", "set precision=bf16 or fp32"),
-        ("optimizer.name=lamb", "with shares take one of adam, adamw"),
+        ("optimizer.name=lamb", "use one of adam, adamw"),
     ],
 )
 def test_what_shares_do_not_go_with_is_refused(override, advice):

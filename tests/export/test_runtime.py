@@ -106,7 +106,7 @@ def test_wrong_files_say_what_to_do(tmp_path):
     for name, message in {
         "a.onnx": "cannot be read as an ONNX model",
         "a.pt2": "is not a .pt2 archive",
-        "a.safetensors": "not a whole safetensors file",
+        "a.safetensors": "not a complete safetensors file",
         "a.txt": "not in a format that can be run: expected .onnx, .pt2, .safetensors",
         "a.nir": "has no logits: give another format",
     }.items():

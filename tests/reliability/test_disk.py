@@ -36,7 +36,7 @@ def test_a_save_that_does_not_fit_keeps_the_checkpoint_before_it(tmp_path):
     assert complete(folder, RUN, prepare=partial(limit_file_size, 60_000)) == [2]
     text = words(folder)
     assert "state.safetensors: the checkpoint could not be written (File too large)" in text
-    assert "The checkpoint before it is whole: make room, then go on with --resume." in text
+    assert "The checkpoint before it is intact: free some space, then continue with --resume." in text
     assert "Traceback" not in text
     assert not list(folder.glob(".partial*"))
     state, warning = load_state(folder)
@@ -53,7 +53,7 @@ def test_no_space_left(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"could not be written \(No space left on device\).*before it is whole"):
+    with pytest.raises(ValueError, match=r"could not be written \(No space left on device\).*before it is intact"):
         save_state(tmp_path, small_state(2))
     monkeypatch.undo()
     state, warning = load_state(tmp_path)
@@ -157,7 +157,7 @@ def test_the_previous_state_takes_over(tmp_path, damage):
     assert state.progress.step == 1
     if damage != "missing":
         assert warning is not None
-        assert warning.endswith("Going on from state.previous.safetensors, one checkpoint earlier.")
+        assert warning.endswith("Continuing from state.previous.safetensors, one checkpoint earlier.")
 
 
 def test_two_damaged_states_are_an_error_not_a_new_start(tmp_path):
@@ -177,5 +177,5 @@ def test_resume_from_a_damaged_checkpoint_ends_bit_equal(tmp_path):
     (folder / STATE_FILE).unlink()
     (folder / STATE_FILE).write_bytes(content[:-100])
     assert complete(folder, RUN, resume=True) == [0], words(folder)
-    assert "Going on from state.previous.safetensors" in words(folder)
+    assert "Continuing from state.previous.safetensors" in words(folder)
     assert differing(final_state(folder), final_state(whole)) == []

@@ -78,7 +78,7 @@ def test_a_signal_saves_and_leaves_with_75(unbroken, tmp_path, number):
     assert process.pid is not None
     os.kill(process.pid, number)
     assert finish([process]) == [75], words(folder)
-    assert f"{number.name}: saving, then leaving" in words(folder)
+    assert f"{number.name}: saving, then stopping" in words(folder)
     assert complete(folder, RUN, resume=True) == [0], words(folder)
     assert "continuing from epoch" in words(folder)
     assert differing(final_state(folder), final_state(unbroken)) == []

@@ -147,7 +147,7 @@ def test_hours_needed():
 def test_names_and_overrides_that_do_not_fit():
     with pytest.raises(ValueError, match="did you mean 'cifar100'"):
         find_rows("cifar1000")
-    with pytest.raises(ValueError, match="another run than the row's"):
+    with pytest.raises(ValueError, match="would change what the row runs"):
         check_overrides(["epochs=1"])
     check_overrides(["data.root=x", "log.tensorboard=false", "device=cpu"])
 
@@ -171,7 +171,7 @@ def test_the_command_lists_plans_and_refuses(tmp_path, capsys):
     assert (tmp_path / "results.md").read_text() == page_texts(RESULTS)["results.md"]
     capsys.readouterr()
     for arguments, message in (
-        (["nothing"], "nothing called 'nothing'"),
+        (["nothing"], "no table or row is called 'nothing'"),
         ([], "no table or row given"),
         (["cifar10", "--results", str(tmp_path / "no")], "no such folder"),
     ):

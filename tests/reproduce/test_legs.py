@@ -58,7 +58,7 @@ def test_legs_give_the_unbroken_run_and_its_results_file(unbroken, tmp_path):
     followed = kept["resolved_recipe"]
     assert (followed["epochs"], followed["optimizer"]["name"]) == (load_recipe(PUBLISHED, changes).epochs, "adamw")
     assert "root" not in followed["data"]
-    with pytest.raises(ValueError, match=r"which is not what .* says now: give another --output"):
+    with pytest.raises(ValueError, match=r"which is not what .* says now: use another --output"):
         collect(run, load_recipe(PUBLISHED, [*changes, "label_smoothing=0.3"]), (), False, PUBLISHED)
     moved = load_recipe(PUBLISHED, [*changes, "data.root=elsewhere", "workers=1"])
     assert collect(run, moved, (), False, PUBLISHED).resolved_recipe == followed

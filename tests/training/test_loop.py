@@ -420,7 +420,7 @@ def test_early_epochs_are_those_of_a_run_with_that_many_time_steps(tmp_path):
 
 
 def test_early_epochs_that_cannot_be_are_refused_before_a_run_begins(tmp_path):
-    with pytest.raises(ValueError, match="leave some for all 2 time steps"):
+    with pytest.raises(ValueError, match="some must run with all 2 time steps"):
         train(tiny_recipe(schedule__early_epochs=2), tmp_path / "run")
     assert not has_run(tmp_path / "run")
     with pytest.raises(ValueError, match="event frames bring their own time steps"):

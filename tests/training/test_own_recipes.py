@@ -62,7 +62,7 @@ def test_the_recipe_for_pictures_of_ones_own_fine_tunes_what_ships(tmp_path, cap
     train(load_recipe("recipes/folder/spikingformer_cml.yaml", overrides), tmp_path / "run")
     model, info = load_model(tmp_path / "run")
     assert info.class_names == ("cat", "dog", "elk")
-    assert "but for its head of 10 classes: a new one of 3" in capsys.readouterr().err
+    assert "except its head of 10 classes: the new head has 3" in capsys.readouterr().err
     shipped = timm.create_model("spikingformer_cml_4_384.cifar10_minutes", pretrained=True)
     assert model.config.num_heads == shipped.config.num_heads
     tuned, before = (m.get_parameter("blocks.0.attn.q.conv.weight").detach() for m in (model, shipped))

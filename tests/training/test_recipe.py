@@ -56,7 +56,7 @@ def test_packaged_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
         ("precision=fp8", "expected one of 'fp32', 'bf16', 'fp16', 'fp64'"),
         (
             "data.std=[0.5, 0.0, 0.5]",
-            "each must be above 0, pictures are divided by it",
+            "each must be above 0, since pictures are divided by it",
         ),
         ("data.std=[-1]", "data.std: got [-1"),
         (

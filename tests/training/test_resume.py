@@ -261,7 +261,7 @@ def test_second_signal_leaves_at_once(tmp_path, slow_run, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGINT
-    assert "saving, then leaving" in done.stderr
+    assert "saving, then stopping" in done.stderr
 
 
 def test_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
@@ -271,8 +271,8 @@ def test_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
     (tmp_path / "run" / STATE_FILE).write_bytes(whole[: len(whole) // 2])
     train(recipe, tmp_path / "run", resume=True)
     text = capsys.readouterr().err
-    assert "state.safetensors: not a whole safetensors file" in text
-    assert f"Going on from {PREVIOUS_FILE}" in text
+    assert "state.safetensors: not a complete safetensors file" in text
+    assert f"Continuing from {PREVIOUS_FILE}" in text
     assert (tmp_path / "run" / STATE_FILE).stat().st_size == len(whole)
 
 
@@ -280,7 +280,7 @@ def test_no_whole_state_is_an_error(tmp_path):
     train(tiny_recipe(epochs=1), tmp_path)
     for name in (STATE_FILE, PREVIOUS_FILE):
         (tmp_path / name).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="No whole state in"):
+    with pytest.raises(ValueError, match="No intact checkpoint in"):
         train(tiny_recipe(epochs=1), tmp_path, resume=True)
 
 
@@ -297,15 +297,15 @@ def test_resume_on_other_data_is_refused(tmp_path):
     state = load_state(tmp_path / "run")[0]
     save_state(tmp_path / "run", replace(state, progress=replace(state.progress, epoch=1, finished=False)))
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(root / "train" / "dog" / "new.png")
-    with pytest.raises(ValueError, match="its run learnt from other data: training_samples 8 there, 9 now"):
+    with pytest.raises(ValueError, match="its run was trained on other data: training_samples was 8, is 9 now"):
         train(recipe, tmp_path / "run", resume=True)
     (root / "train" / "dog" / "new.png").unlink()
     for part in ("train", "val"):
         (root / part / "dog").rename(root / part / "wolf")
-    with pytest.raises(ValueError, match="class_names cat, dog there, cat, wolf now"):
+    with pytest.raises(ValueError, match="class_names was cat, dog, is cat, wolf now"):
         train(recipe, tmp_path / "run", resume=True)
     save_state(tmp_path / "run", replace(load_state(tmp_path / "run")[0], data=None))  # as older versions did
-    with pytest.raises(ValueError, match="class_names cat, dog there, cat, wolf now"):
+    with pytest.raises(ValueError, match="class_names was cat, dog, is cat, wolf now"):
         train(recipe, tmp_path / "run", resume=True)
     for part in ("train", "val"):
         (root / part / "wolf").rename(root / part / "dog")
@@ -314,7 +314,7 @@ def test_resume_on_other_data_is_refused(tmp_path):
 
 def test_resume_with_another_recipe_is_refused(tmp_path):
     train(tiny_recipe(epochs=1), tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run of another recipe:\n  batch_size: 240 there, 120 now"):
+    with pytest.raises(ValueError, match=r"holds a run with another recipe:\n  batch_size: was 240, is 120 now"):
         train(tiny_recipe(epochs=1, batch_size=120), tmp_path, resume=True)
 
 
@@ -330,7 +330,7 @@ def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path, monkeypatch
     train(other, tmp_path / "parts", resume=True)
     assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
     check_overrides(["data.cache=c", "cuda_graph=false", "grad_checkpointing=true", "log.every_steps=3", "workers=1"])
-    with pytest.raises(ValueError, match="another run than the row's"):
+    with pytest.raises(ValueError, match="would change what the row runs"):
         check_overrides(["nonfinite=skip"])
 
 

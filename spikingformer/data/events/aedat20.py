@@ -23,7 +23,7 @@ def read_aedat20(path: str | Path) -> NDArray[np.void]:
     """Events of an AEDAT 2.0 recording of a 128x128 DVS, sorted by time (stably).
 
     External (trigger) records are dropped. Raises EventFileError if the header is of another format, if the data are
-    no whole number of records, or if an address has bits that a DVS128 does not use.
+    not a whole number of records, or if an address has bits that a DVS128 does not use.
     """
     data = read_bytes(path)
     _, offset = split_header(data, path, "2.0", end_line=None)

@@ -81,7 +81,7 @@ def unpack(path: Path, archive: Archive, folder: Path, max_members: int = 200_00
             raise ArchiveError(f"{path}: holds {inside[:5]}; expected the one folder {archive.unpacks_to!r}.")
         os.replace(partial / archive.unpacks_to, target)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise ArchiveError(f"{path}: is damaged or no archive that can be read ({error}). Get it again.") from None
+        raise ArchiveError(f"{path}: is damaged or not an archive that can be read ({error}). Get it again.") from None
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be unpacked to {folder} ({error.strerror or error}).") from None
     finally:
@@ -98,7 +98,7 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     continue
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
-                    raise ArchiveError(f"{path}: {info.filename!r} is no regular file; nothing was unpacked.")
+                    raise ArchiveError(f"{path}: {info.filename!r} is not a regular file; nothing was unpacked.")
                 with archive.open(info) as stream:
                     yield info.filename, stream
         return
@@ -107,7 +107,7 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             if member.isdir():
                 continue
             if not member.isreg():
-                raise ArchiveError(f"{path}: {member.name!r} is no regular file; nothing was unpacked.")
+                raise ArchiveError(f"{path}: {member.name!r} is not a regular file; nothing was unpacked.")
             content = tar.extractfile(member)
             assert content is not None  # a regular file always has content
             with content as stream:

@@ -52,9 +52,7 @@ class EventAugment:
     def __post_init__(self) -> None:
         unknown = [name for name in self.operations if name not in OPERATIONS]
         if unknown:
-            raise ValueError(
-                f"there is no event augmentation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}."
-            )
+            raise ValueError(f"unknown event augmentation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}.")
         if not 0 <= self.flip <= 1 or self.frames < 0:
             raise ValueError(f"flip is {self.flip}, frames {self.frames}; expected 0 to 1, and at least 0.")
 

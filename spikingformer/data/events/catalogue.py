@@ -85,7 +85,7 @@ _ROWS = (
         counts={"published": (1176, 288)},
         archives=(Archive("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1", "DvsGesture", 8 << 30),),
         how_to_get=(
-            "IBM gives the files away from its own page, http://research.ibm.com/dvsgesture (follow the download link "
+            "IBM offers the files on its own page, http://research.ibm.com/dvsgesture (follow the download link "
             "there and accept the terms); they are not downloaded automatically. Put DvsGesture.tar.gz into DIR."
         ),
         licence="CC BY 4.0",

@@ -125,7 +125,7 @@ def load_event_parts(
         return load_digits_dvs(time_steps, split_by, split, frame_size)
     if name not in CATALOGUE:
         known = ", ".join([*CATALOGUE, "digits_dvs"])
-        raise ValueError(f"there is no event data set {name!r}; expected one of {known}.")
+        raise ValueError(f"unknown event data set {name!r}; expected one of {known}.")
     row, root = CATALOGUE[name], Path(root)
     try:
         samples = list_samples(row, root, split)
@@ -158,7 +158,7 @@ def split_validation(
     Raises ValueError for another fraction than between 0 and 1, and where nothing can be held out.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"validation fraction is {fraction}; expected a number between 0 and 1, both left out.")
+        raise ValueError(f"validation fraction is {fraction}; expected a number above 0 and below 1.")
     classes = labels.numpy()
     number = np.arange(len(classes)) if groups is None else np.unique(groups, return_inverse=True)[1]
     samples_of = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])

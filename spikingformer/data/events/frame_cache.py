@@ -1,7 +1,7 @@
 """Ready frames on disk: shards of uint8 or uint16 counts [n, T, 2, H, W], memory-mapped when they are used.
 
 A shard is written beside its final name, synced and renamed, then described by a small json file. cache.json, written
-last, is the only sign of a whole cache: what was killed before is taken up again from the shards that are there.
+last, is the only sign of a complete cache: a build that was killed continues from the shards that are there.
 The folder's name is the key: data set, T, split mode, frame size, decoder version and a fingerprint of the recordings.
 """
 
@@ -131,7 +131,7 @@ def open_frame_cache(path: Path, verify: bool = False) -> tuple[list[NDArray[Any
     """The shards [n, T, 2, H, W] as read-only memory maps, in sample order, and the content of cache.json.
 
     verify  also compare every shard's checksum (reads the whole cache)
-    Raises FrameCacheError if the cache is not whole or a shard has changed.
+    Raises FrameCacheError if the cache is not complete or a shard has changed.
     """
     advice = f"Delete the folder {path} and build it again (spikingformer data ...)."
     try:
@@ -141,9 +141,9 @@ def open_frame_cache(path: Path, verify: bool = False) -> tuple[list[NDArray[Any
         shape = (fmt["time_steps"], 2, *fmt["frame_size"])
         total = description["samples"]
     except FileNotFoundError:
-        raise FrameCacheError(f"{path} holds no whole frame cache (no cache.json). Run the command again.") from None
+        raise FrameCacheError(f"{path} holds no complete frame cache (no cache.json). Run the command again.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise FrameCacheError(f"{path}/cache.json cannot be understood ({error}). {advice}") from None
+        raise FrameCacheError(f"{path}/cache.json cannot be read ({error}). {advice}") from None
     maps: list[NDArray[Any]] = []
     for shard in shards:
         file = path / _shard_name(shard.first)
@@ -231,8 +231,8 @@ def _run_jobs(jobs: list[tuple[Path, int, list[EventSample], FrameFormat]], work
     except BrokenProcessPool:
         raise FrameCacheError(
             "a decoding process was killed (out of memory?). Run the command again with fewer workers: "
-            'it goes on from what is there. A script of your own must call under `if __name__ == "__main__":`, or '
-            "with workers=0."
+            'it continues from what is there. In a script of your own, call it under `if __name__ == "__main__":`, '
+            "or with workers=0."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

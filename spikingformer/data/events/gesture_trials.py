@@ -23,14 +23,14 @@ class Trial(NamedTuple):
 def read_trials(path: str | Path, num_classes: int = 11) -> list[Trial]:
     """Rows of a userNN_LIGHT_labels.csv in file order. Spans may overlap and a class may come twice.
 
-    Raises EventFileError for another header, a field that is no whole number, a class outside 1..num_classes or an
+    Raises EventFileError for another header, a field that is not a whole number, a class outside 1..num_classes or an
     empty or negative time span.
     """
     text = read_bytes(path).decode("ascii", "replace")
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(c.strip() for c in row)]
     except csv.Error as error:
-        raise EventFileError(path, f"is no csv file ({error}).") from None
+        raise EventFileError(path, f"is not a csv file ({error}).") from None
     if not rows or rows[0] != _COLUMNS:
         raise EventFileError(path, f"has the columns {','.join(rows[0])[:80] if rows else ''!r}; expected {_COLUMNS}.")
     if len(rows) > _MAX_ROWS:

@@ -1,6 +1,6 @@
 """The 5-byte event of N-MNIST (.bin) and of SLAYER's samples (.bs2): big-endian u8 x, u8 y, 1 bit p, 23 bits t in us.
 
-An event in row 240 is no pixel: the ATIS camera writes it when its 13-bit clock wraps; all later times grow by 8192 us.
+An event in row 240 is not a pixel: the ATIS camera writes it when its 13-bit clock wraps; later times grow by 8192 us.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_nmnist(path: str | Path, sensor_size: SensorSize = (34, 34)) -> NDArray
     """Events of an N-MNIST .bin or a SLAYER .bs2 file, sorted by time (stably).
 
     sensor_size  (height, width): (34, 34) for N-MNIST, (128, 128) for the .bs2 samples of DVS128 Gesture
-    Raises EventFileError if the size is no multiple of 5 bytes or an event lies outside the sensor.
+    Raises EventFileError if the size is not a multiple of 5 bytes or an event lies outside the sensor.
     """
     check_sensor_size(sensor_size)
     data = read_bytes(path)

@@ -28,7 +28,7 @@ def prepare(
     they are. Raises LayoutError with what to get from where, ArchiveError, EventFileError.
     """
     if not source.is_dir():
-        raise LayoutError(f"{source} is no folder. {where_to_get(data_set, source)}")
+        raise LayoutError(f"{source} is not a folder. {where_to_get(data_set, source)}")
     for archive in data_set.archives:
         path = find_archive(source, archive)
         if path is None or (target / archive.unpacks_to).exists() or (source / archive.unpacks_to).exists():
@@ -64,7 +64,9 @@ def where_to_get(data_set: EventDataset, folder: Path) -> str:
     lines = [f"\n{data_set.title} ({data_set.licence}; cite {data_set.citation}).", data_set.how_to_get]
     for archive in data_set.archives:
         lines.append(f"  {archive.file_name:<18} MD5 {archive.md5}  {archive.url}".rstrip())
-    lines.append(f"Then run the command again with --from {folder}. Already unpacked folders are taken as they are.")
+    lines.append(
+        f"Then run the command again with --from {folder}. Folders that are already unpacked are used as they are."
+    )
     return "\n".join(lines)
 
 
@@ -78,7 +80,7 @@ def count_report(data_set: EventDataset, split: str, samples: list[EventSample],
         return found
     if expected == (train, test):
         return f"{found} (complete)"
-    return f"{found}; NOT COMPLETE: the whole data set has {expected[0]} and {expected[1]}"
+    return f"{found}; NOT COMPLETE: the full data set has {expected[0]} and {expected[1]}"
 
 
 def simulated_note(root: Path) -> str | None:

@@ -30,11 +30,11 @@ def write_simulated_set(
 
     pictures  [N, h, w] grey, 0 to 1; labels N numbers; number i of a class is its i-th picture
     Files that are there already are left alone, so that a killed run can be run again. Raises ValueError if the
-    folder holds recordings that are not marked as simulated, or a class name is no plain file name.
+    folder holds recordings that are not marked as simulated, or a class name is not a plain file name.
     """
     for name in class_names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ValueError(f"class name {name!r} is no plain file name: use letters, digits, '_' and '-'.")
+            raise ValueError(f"class name {name!r} is not a plain file name: use letters, digits, '_' and '-'.")
     note = folder / SIMULATED_FILE
     if folder.is_dir() and not note.exists() and any(folder.rglob("*.aedat")):
         raise ValueError(f"{folder} holds recordings that are not marked as simulated: choose another folder.")

@@ -149,7 +149,7 @@ def test_mixing_treats_time_and_polarity_alike(kind: str) -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: EventAugment(operations=("shear",)), "no event augmentation 'shear'"),
+        (lambda: EventAugment(operations=("shear",)), "unknown event augmentation 'shear'"),
         (lambda: EventAugment()(torch.zeros(2, 2, 8, 8), torch.zeros(2), generator()), r"expected \[B, T, 2, H, W\]"),
         (lambda: EventAugment()(counts(2), torch.zeros(2), [generator()]), "1 generators for 2 samples"),
     ],

@@ -82,7 +82,7 @@ def test_an_interrupted_build_goes_on(samples, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         build_frame_cache(*arguments, shard_samples=2)
     key = FORMAT.key(fingerprint(samples, tmp_path / "data"))
-    with pytest.raises(FrameCacheError, match="no whole frame cache"):
+    with pytest.raises(FrameCacheError, match="no complete frame cache"):
         open_frame_cache(folder / key)
     # one of the two shards is damaged meanwhile, and a half-written file lies about
     shard = folder / key / "frames-0000002.raw"
