@@ -122,5 +122,5 @@ def epoch_line(values: dict[str, Any], total_epochs: int, epochs_left: float) ->
         text += f"  firing {values['firing_rate']:.1%}  {values['energy_mj']:.3g} mJ"
     text += f"  {values['samples_per_second']:.0f} samples/s  data wait {values['data_wait_share']:.1%}"
     for name in ("skipped_steps", "unreadable"):
-        text += f"  {name.replace('_', ' ')} {values[name]}" if values[name] else ""
+        text += f"  {name.replace('_', ' ')} {values[name]} in all" if values[name] else ""
     return text + f"  left {duration(left)}"

@@ -51,11 +51,15 @@ class Result:
     unreadable: int
 
 
+# keys that may change although the result does: what a run that has stopped advises to set
+_WAYS_OUT = ("nonfinite", "data.unreadable")
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
-        if is_free(prefix + key) or prefix + key == "nonfinite":  # the way out of a loss that is not finite
+        if is_free(prefix + key) or prefix + key in _WAYS_OUT:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")

@@ -326,7 +326,7 @@ def test_resume_may_change_where_and_how_a_run_is_computed(tmp_path, monkeypatch
         with pytest.raises(StoppedBySignal):
             train(tiny_recipe(epochs=1), tmp_path / "parts")
     elsewhere = {"data__root": "elsewhere", "data__cache": "c", "cuda_graph": False, "grad_checkpointing": True}
-    other = tiny_recipe(epochs=1, nonfinite="skip", log__every_steps=3, workers=1, **elsewhere)
+    other = tiny_recipe(epochs=1, nonfinite="skip", data__unreadable="skip", log__every_steps=3, workers=1, **elsewhere)
     train(other, tmp_path / "parts", resume=True)
     assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
     check_overrides(["data.cache=c", "cuda_graph=false", "grad_checkpointing=true", "log.every_steps=3", "workers=1"])
