@@ -13,11 +13,13 @@ _ABANDONED_AFTER = 3600.0  # seconds without a write
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the block's end it is flushed to disk and renamed over `path`.
 
     Its name has the suffix of `path` and belongs to this call alone, so that two writers do not meet. What writers of
     the same path that were killed over an hour ago have left is removed.
+
+    durable: False leaves the flushing to the system, for many small files that are cheap to make again.
 
     Raises:
         OSError: as the system reports it.
@@ -30,7 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _new_name(path)
     try:
         yield temporary
-        move_into_place(temporary, path)
+        if durable:
+            move_into_place(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -47,7 +52,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def move_into_place(written: Path, path: Path) -> None:
     """Flushes a written file to disk and renames it over `path`, which is on the same file system."""
-    with open(written, "rb") as file:
+    with open(written, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
     os.replace(written, path)
     sync_folder(path.parent)
@@ -65,7 +70,7 @@ def sync_folder(folder: Path) -> None:
 
 def keep_previous(path: Path, previous: Path) -> None:
     """Lets `previous` name today's `path` as well; `path` is there at every moment."""
-    if not path.exists():
+    if not path.exists() or (previous.exists() and path.samefile(previous)):  # the latter after a kill
         return
     temporary = _new_name(previous)
     try:

@@ -129,3 +129,13 @@ def test_a_finished_file_moves_into_place(tmp_path):
     (tmp_path / "made").write_bytes(b"x")
     move_into_place(tmp_path / "made", tmp_path / "a")
     assert names(tmp_path) == ["a"]
+
+
+def test_keeping_the_previous_file_again_after_a_kill_leaves_nothing(tmp_path):
+    path, previous = tmp_path / "a", tmp_path / "previous"
+    write_atomic(path, b"old")
+    keep_previous(path, previous)
+    keep_previous(path, previous)  # a kill came before `path` was written anew
+    write_atomic(path, b"new")
+    assert previous.read_bytes() == b"old"
+    assert names(tmp_path) == ["a", "previous"]

@@ -234,13 +234,19 @@ class Engine:
             return self._forward_steps(x)
 
     def forward_steps_if_free(self, x: Tensor) -> Tensor | None:
-        """`forward_steps`, or None at once while another thread's call is running."""
-        if not self._lock.acquire(blocking=False):
+        """`forward_steps`; None at once while another thread's call is running, and for more tokens than it takes."""
+        if self._has_too_many_tokens(x) or not self._lock.acquire(blocking=False):
             return None
         try:
             return self._forward_steps(x)
         finally:
             self._lock.release()
+
+    def _tokens(self, x: Tensor) -> int:
+        return x.shape[-2] * x.shape[-1] // self.program.config.patch_size**2
+
+    def _has_too_many_tokens(self, x: Tensor) -> bool:
+        return self._tokens(x) * self._exact_head_width > HIGHEST
 
     @torch.no_grad()
     def _forward_steps(self, x: Tensor) -> Tensor:
@@ -251,12 +257,11 @@ class Engine:
                 f"{tuple(x.shape)}"
             )
         c.check_size(x.shape[-2], x.shape[-1])
-        tokens = x.shape[-2] * x.shape[-1] // c.patch_size**2
-        if tokens * self._exact_head_width > HIGHEST:
+        if self._has_too_many_tokens(x):
             raise ValueError(
                 f"with this attention scale and neuron, the float32 engine takes spike counts up to {HIGHEST} in "
-                f"attention, got an input of {tokens} tokens and heads of width {self._exact_head_width}: give smaller "
-                "pictures, or call the model itself"
+                f"attention, got an input of {self._tokens(x)} tokens and heads of width {self._exact_head_width}: "
+                "give smaller pictures, or call the model itself"
             )
         if current_isa() != self._isa:
             raise RuntimeError(f"this engine was packed for {self._isa}, in use is {current_isa()}: make a new one")

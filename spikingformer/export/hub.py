@@ -51,7 +51,8 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
         },
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as beside:
+    same_disk = target if target.is_dir() else target.parent  # an existing target may lie on another one
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=same_disk) as beside:
         made = Path(beside)
         arguments = arguments_beyond_variant(metadata)
         save_for_hf(model, beside, model_config=config, model_args=arguments, safe_serialization=True)

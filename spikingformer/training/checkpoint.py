@@ -77,7 +77,8 @@ class ModelInfo:
     framing: Framing | None = None
 
     def __post_init__(self) -> None:
-        check_statistics(self.mean, self.std, self.kwargs.get("in_chans"))
+        channels = self.kwargs.get("in_chans")
+        check_statistics(self.mean, self.std, channels if isinstance(channels, int) else None)
 
     @property
     def evaluated_on(self) -> str:
@@ -147,7 +148,8 @@ def describe_model(
     """The description of a model of this package that was trained elsewhere, for `save_model`.
 
     class_names: in the order of the labels. mean, std: of the training images' channels, scaled to [0, 1]; 0 and 1 for
-    event counts. Raises ValueError for another model or another number of names than its classes.
+    event counts. Raises ValueError for a model that timm.create_model has not made, or that is of another package, and
+    for another number of names than its classes.
     """
     from spikingformer.models import SpikingTransformer
 
@@ -156,9 +158,12 @@ def describe_model(
     kwargs = asdict(model.config) | {"num_classes": model.num_classes, "time_steps": model.time_steps}
     if len(class_names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, got {len(class_names)} names")
-    name = model.pretrained_cfg["architecture"]  # type: ignore[index]  # timm's, set on every model
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name is None:
+        raise ValueError("the model has no name to load it by: create it with timm.create_model")
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
     kind = "events" if model.config.takes_events else "pictures"
-    return ModelInfo(name, kwargs, tuple(class_names), tuple(mean), tuple(std), kind=kind, versions=versions())  # type: ignore[arg-type]
+    return ModelInfo(name, kwargs, tuple(map(str, class_names)), mean, std, kind=kind, versions=versions())  # type: ignore[arg-type]
 
 
 def save_model(path: Path, weights: dict[str, torch.Tensor], info: ModelInfo) -> None:
@@ -177,11 +182,14 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             values[name] = tuple(values[name])
         if values.get("framing") is not None:
             values["framing"] = Framing(**values["framing"])
+        channels = values["kwargs"].get("in_chans")
+        if values.get("kind") == "events" and len(values["mean"]) != channels:  # unused, and wrong in older files
+            values["mean"], values["std"] = (0.0,) * channels, (1.0,) * channels
         info = ModelInfo(**values)
         _ = info.image_size, info.channels
     except UnusableStatistics as error:
         raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         if "spikingformer.format_version" in metadata:  # as `spikingformer export` writes
             raise ValueError(
                 f"{path}: an exported file, which `predict` runs; give the checkpoint that it was made from"

@@ -220,7 +220,7 @@ class Trainer:
 
     def drop_graphs(self) -> bool:
         """Frees what CUDA graphs hold, for good; whether there were any."""
-        had = self._graph is not None or (self._device_update is not None and self.recipe.cuda_graph)
+        had = any(graph is not None and graph.holds_memory for graph in (self._graph, self._device_update))
         self._graph = self._device_update = None
         return had
 

@@ -87,6 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
         _held.add(file)
         for name in _FILES:
             remove_leftovers(folder / name)
+            (folder / f".{name}.partial").unlink(missing_ok=True)  # an earlier version's
         try:
             yield
         except BaseException:

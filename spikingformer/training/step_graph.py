@@ -75,6 +75,11 @@ class StepGraph:
         self._time_steps: int | None = None  # of the model in the steps seen so far
         self._failed = False
 
+    @property
+    def holds_memory(self) -> bool:
+        """Whether a step was captured."""
+        return self._captured is not None
+
     def __call__(self, inputs: Tensor, targets: Tensor, weight: float) -> Tensor:
         key = (inputs.shape, inputs.stride(), inputs.dtype, targets.shape, targets.dtype, weight)
         if self._failed or watches_calls() or not all(is_unwatched(m) for m in self._model.modules()):

@@ -46,6 +46,11 @@ class DeviceUpdate:
         self._last: tuple[int, ...] = ()  # and in the step before
         self._seen = 0
 
+    @property
+    def holds_memory(self) -> bool:
+        """Whether the optimiser's step was captured."""
+        return self._replay is not None
+
     def __call__(self) -> None:
         groups = self._optimizer.param_groups
         floats = [group["lr"] for group in groups]

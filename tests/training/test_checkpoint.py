@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from spikingformer.training.checkpoint import (
     UNKNOWN_PART,
     ModelInfo,
     create_model,
+    describe_model,
     load_model,
     save_model,
 )
@@ -181,6 +183,42 @@ def test_damaged_published_file_is_named(tmp_path, content):
 )
 def test_a_description_says_which_part_its_metrics_are_of(stored, recipe, part):
     assert replace(INFO, metrics_part=stored, recipe=recipe).evaluated_on == part
+
+
+def described_as(file, **changes):
+    """`file` with other values in its description."""
+    tensors, metadata = read_tensors(file)
+    values = json.loads(metadata["spikingformer"]) | changes
+    write_tensors(file, tensors, {"format": "pt", "spikingformer": json.dumps(values)})
+    return file
+
+
+def test_older_event_models_with_a_picture_models_statistics_load(tmp_path):
+    kwargs = KWARGS | {"in_chans": 2}
+    info = ModelInfo(NAME, kwargs, tuple("0123456789"), (0.0, 0.0), (1.0, 1.0), kind="events")
+    save_model(tmp_path / "a.safetensors", create_model(NAME, kwargs).state_dict(), info)
+    described_as(tmp_path / "a.safetensors", mean=[0.1, 0.2, 0.3], std=[0.1, 0.2, 0.3])
+    assert load_model(tmp_path / "a.safetensors")[1].mean == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("kwargs", [[1], {"img_size": 8, "in_chans": "three"}, {}])
+def test_a_malformed_description_is_refused(file, kwargs):
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        load_model(described_as(file, kwargs=kwargs))
+
+
+def test_a_model_trained_elsewhere_describes_itself(tmp_path, model):
+    info = describe_model(model, tuple("0123456789"), torch.tensor([0.5]), torch.tensor([0.25]))
+    save_model(tmp_path / "a.safetensors", model.state_dict(), info)
+    loaded, found = load_model(tmp_path / "a.safetensors")
+    assert loaded.config == model.config
+    assert (found.mean, found.std, found.kind) == ((0.5,), (0.25,), "pictures")
+    with pytest.raises(ValueError, match="the model has 10 classes, got 2 names"):
+        describe_model(model, ("cat", "dog"), (0.5,), (0.25,))
+    with pytest.raises(ValueError, match=r"create it with timm\.create_model"):
+        describe_model(type(model)(model.config), tuple("0123456789"), (0.5,), (0.25,))
+    with pytest.raises(ValueError, match="expected a model of this package, got Linear"):
+        describe_model(torch.nn.Linear(1, 1), (), (), ())
 
 
 def test_description_is_plain_json(file):

@@ -56,7 +56,7 @@ def write_simulated_set(
         chosen = [i for i, _ in chunk]
         recordings = simulate(pictures[chosen], [seed * 1_000_003 + i for i in chosen], model)
         for (_, path), events in zip(chunk, recordings, strict=True):
-            with replacing(path) as partial:
+            with replacing(path, durable=False) as partial:
                 write_aedat20(partial, events, [f" {SIMULATED}"])
             total += len(events)
         if progress:
