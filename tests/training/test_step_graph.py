@@ -50,6 +50,7 @@ def batch(n=4):
 def test_replays_what_most_steps_look_like_with_the_same_numbers():
     r = Recorded()
     step = StepGraph(r.run, r.model, r.capture)
+    assert not step.holds_memory
     losses = []
     for i in range(8):
         inputs, targets = batch()
@@ -60,6 +61,7 @@ def test_replays_what_most_steps_look_like_with_the_same_numbers():
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), i
     assert r.replays == 5
     assert r.eager == 3
+    assert step.holds_memory
     assert all(torch.equal(a, b) for a, b in losses), "a loss kept from an earlier step was written over"
 
 
@@ -115,6 +117,7 @@ def test_what_cannot_be_captured_runs_on(kind, caplog):
             r.model.zero_grad(set_to_none=True)
             step(*batch(), 1.0)
     assert r.eager == 6
+    assert not step.holds_memory
     assert caplog.text.count("the training step runs without a CUDA graph: operation not permitted") == 1
 
 
