@@ -100,7 +100,7 @@ def test_dummy_input_of_random_weights_is_said(capsys: pytest.CaptureFixture[str
         (["spikingformer_9"], "unknown model"),
         (["resnet18"], r"resnet18 is not a model of this package \(`spikingformer models` lists them\)"),
         (["absent/best.safetensors", "--data"], "absent"),
-        (["spikingformer_cml_2_256", "--data"], "give --data NAME"),
+        (["spikingformer_cml_2_256", "--data"], "add --data NAME"),
         (["spikingformer_cml_2_256", "--assume-rate", "2"], r"\[0, 1\]"),
         (["spikingformer_cml_2_256", "--data", "digit", "--img-size", "16"], "digits"),
     ],
