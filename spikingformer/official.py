@@ -123,16 +123,20 @@ def described_by(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     }
 
 
+def _first(pattern: str, names: set[str]) -> str | None:
+    return next((name for name in sorted(names) if re.match(pattern, name)), None)
+
+
 def _family_told(names: set[str]) -> tuple[str, str, bool] | None:
     """The family that bare published names tell, the name that tells it, and whether no other is possible."""
-    if told := next((n for n in sorted(names) if re.match(r"block\.\d+\.mlp\.mlp1_conv\b", n)), None):
+    if told := _first(r"block\.\d+\.mlp\.mlp1_conv\b", names):
         return "spikingformer", told, True
-    told = next((n for n in sorted(names) if re.match(r"block\.\d+\.mlp\.fc1_(conv|linear)\b", n)), None)
+    told = _first(r"block\.\d+\.mlp\.fc1_(conv|linear)\b", names)
     if told is None:
         return None
-    only = next((n for n in sorted(names) if re.match(r"pos_embed$|norm\.|block\.\d+\.attn\.res_lif\b", n)), None)
-    linear = told if "_linear" in told else None
-    return "spikformer", only or linear or told, bool(only or linear)
+    # an earlier Spikingformer had fc1_conv too, but none of these
+    only = _first(r"pos_embed$|norm\.|block\.\d+\.(attn\.res_lif|mlp\.fc1_linear)\b", names)
+    return "spikformer", only or told, only is not None
 
 
 def _pool_told(names: set[str], cifar: bool) -> tuple[str, str] | None:
@@ -146,7 +150,7 @@ def _pool_told(names: set[str], cifar: bool) -> tuple[str, str] | None:
         (r"patch_embed\.block1_conv\b", "cml"),  # Spikformer
         (r"patch_embed\.proj_conv1\b", "sps"),  # Spikformer
     ):
-        if told := next((n for n in sorted(names) if re.match(pattern, n)), None):
+        if told := _first(pattern, names):
             return pool, told
     return None
 
@@ -155,17 +159,16 @@ def doubts(weights: Mapping[str, Any], model: SpikingTransformer) -> list[str]:
     """Why published weights may not be those of `model`, although every one of them would find a place in it.
 
     The names of published checkpoints tell the family and, for most, the order of downsampling; shapes tell neither.
-    Returns one sentence a doubt; empty where names and model agree, or where the names are this package's own.
+    Returns at most one sentence; none where names and model agree, or where the names are this package's own.
     """
     names = {bare_name(name) for name in weights}
-    found = []
     family = _family_told(names)
     if family and family[0] != model.family():
-        found.append(f"{family[1]} is a name of {family[0]} checkpoints, the model is a {model.family()}")
+        return [f"{family[1]} is a name of {family[0]} checkpoints, the model is a {model.family()}"]
     pool = _pool_told(names, cifar=len(model.config.pooled_stages) == 2)
-    if pool and pool[0] != model.config.pool and not found:
-        found.append(f"{pool[1]} is a name of checkpoints with pool={pool[0]!r}, the model has {model.config.pool!r}")
-    return found
+    if pool and pool[0] != model.config.pool:
+        return [f"{pool[1]} is a name of checkpoints with pool={pool[0]!r}, the model has {model.config.pool!r}"]
+    return []
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:

@@ -6,11 +6,8 @@ from dataclasses import asdict
 
 from spikingformer.cli.device import add_device_argument
 
-PRECISIONS = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-}  # short name, as in other commands: torch's name
+# short name, as in other commands: torch's name
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

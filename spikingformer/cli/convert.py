@@ -74,13 +74,14 @@ def run(args: argparse.Namespace) -> int:
         kwargs.setdefault("num_heads", _CIFAR100_HEADS)
         statistics = cifar_files("cifar100")
         mean, std = statistics.mean, statistics.std
-    if kwargs["in_chans"] == 2:  # event counts are not normalised
-        mean, std = (0.0, 0.0), (1.0, 1.0)
-    mean = mean if args.mean is None else args.mean
-    std = std if args.std is None else args.std
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: NaN or infinity in {broken[0]}: the file is damaged, or its training diverged")
     model = create_model(args.model, kwargs)
+    events: bool = model.config.takes_events  # type: ignore[union-attr, assignment]
+    if events:  # counts are not normalised
+        mean, std = (0.0, 0.0), (1.0, 1.0)
+    mean = mean if args.mean is None else args.mean
+    std = std if args.std is None else args.std
     converted = convert_state_dict(weights, model)
     unsure = doubts(weights, model)  # type: ignore[arg-type]
     load_weights(model, converted, source)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         std=tuple(std),
         interpolation=cfg["interpolation"],
         crop_fraction=cfg["crop_pct"],
-        kind="events" if kwargs["in_chans"] == 2 else "pictures",
+        kind="events" if events else "pictures",
         source=f"converted from {source.name}",
         versions=versions(),
     )
@@ -111,18 +112,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {doubt}: is --model {args.model} right?", file=sys.stderr)
     if args.json:
         written = {"file": str(output), "model": args.model, "kwargs": {**kwargs, "num_heads": heads}}
-        print(
-            json.dumps(
-                written
-                | {
-                    "tensors": len(converted),
-                    "dropped": dropped,
-                    "mean": info.mean,
-                    "std": info.std,
-                    "warnings": unsure,
-                }
-            )
-        )
+        written |= {"tensors": len(converted), "dropped": dropped, "mean": info.mean, "std": info.std}
+        print(json.dumps({**written, "warnings": unsure}))
         return 0
     print(f"{output}: {args.model}, {len(converted)} tensors, {classes} classes, {heads} attention heads")
     print(f"pictures are normalised with mean {info.mean} and standard deviation {info.std}")

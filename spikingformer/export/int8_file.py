@@ -14,12 +14,13 @@ from torch import Tensor
 from spikingformer.engine import Engine, Program, build_program
 from spikingformer.engine.fixed_point import FRACTION_BITS, input_bits, quantize_product
 from spikingformer.engine.program import Product, Step
+from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 from spikingformer.training.evaluation import evaluating
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare, written
+from .prepare import ExportReport, checked_target, prepare
 
 KIND = "int8"
 _ONE = 2.0**FRACTION_BITS
@@ -50,7 +51,7 @@ def export_int8(
             tensors |= {f"{step.name}.weight": q.weight, f"{step.name}.scale": q.scale, f"{step.name}.bias": q.bias}
     described = replace(prepared.metadata, kind=KIND)
     difference = None
-    with written(target) as temporary:
+    with replacing(target) as temporary:
         write_tensors(temporary, tensors, described.to_strings())
         if check:
             with torch.no_grad():

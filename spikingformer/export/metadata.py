@@ -13,7 +13,7 @@ from safetensors.torch import safe_open
 import spikingformer
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import VARIANTS, ModelConfig, SpikingTransformer
-from spikingformer.training.checkpoint import check_statistics
+from spikingformer.training.checkpoint import check_statistics, registered_name
 
 FORMAT_VERSION = "1"
 _PREFIX = "spikingformer."
@@ -127,7 +127,7 @@ def describe(
     Raises ValueError for a model that is not in timm's registry, where the number of names is not that of classes, and
     for a mean or std that pictures cannot be normalised with.
     """
-    name = _timm_name(model)
+    name = registered_name(model)
     names = tuple(map(str, range(model.num_classes))) if class_names is None else tuple(class_names)
     if len(names) != model.num_classes:
         raise ValueError(
@@ -161,21 +161,6 @@ def file_kind(path: str | Path) -> str:
         return read_safetensors_metadata(path).get(_PREFIX + "kind", "")
     except (SafetensorError, OSError):
         return ""
-
-
-def _timm_name(model: SpikingTransformer) -> str:
-    if not isinstance(model, SpikingTransformer):
-        raise ValueError(f"expected a model of this package (timm.create_model), got {type(model).__name__}")
-    cfg = getattr(model, "pretrained_cfg", None)
-    if cfg is not None and cfg.get("architecture") in VARIANTS:
-        return str(cfg["architecture"])
-    for name, variant in VARIANTS.items():
-        if name.startswith(type(model).__name__.lower() + "_") and variant == model.config:
-            return name
-    raise ValueError(
-        f"this {type(model).__name__} was not made by timm.create_model, so a file could not say how to build it "
-        "again: create the model by name"
-    )
 
 
 def _own_preprocessing(model: SpikingTransformer) -> Preprocessing:

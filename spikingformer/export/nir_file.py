@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikingformer.files import replacing
 from spikingformer.layers import ConvBN, ConvBNLIF
 from spikingformer.models import SpikingTransformer, spikformer, spikingformer
 from spikingformer.neurons import LIF, LIFConfig
@@ -19,7 +20,7 @@ from spikingformer.neurons import LIF, LIFConfig
 from .extras import require
 from .fold import fold_batch_norm, is_folded
 from .metadata import ExportMetadata, describe
-from .prepare import ExportReport, check_weights, checked_target, written
+from .prepare import ExportReport, check_weights, checked_target
 
 if TYPE_CHECKING:
     import nir
@@ -56,7 +57,7 @@ def export_nir(
     described = describe(model) if metadata is None else metadata
     graph = to_nir(model, part)
     graph.metadata = {**described.to_strings(), "spikingformer.part": part}
-    with written(target) as file:
+    with replacing(target) as file:
         nir.write(str(file), graph)
     return ExportReport(target, target.stat().st_size, described, None, None)
 

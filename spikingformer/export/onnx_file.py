@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 from spikingformer.neurons import use_backend
 
 from .extras import require
 from .graphs import OneStep, WholeModel, start_of_stream
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare, written
+from .prepare import ExportReport, checked_target, prepare
 
 
 def export_onnx(
@@ -67,7 +68,7 @@ def export_onnx(
     assert program is not None
     program.model.metadata_props.update(prepared.metadata.to_strings())
     program.model.producer_name, program.model.producer_version = "spikingformer", prepared.metadata.package_version
-    with written(target) as file:
+    with replacing(target) as file:
         program.save(str(file), external_data=False)
         difference = _difference(file, inputs, expected) if check else None
     return prepared.report(target, logit_difference=difference)

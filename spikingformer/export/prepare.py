@@ -8,13 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 
 from .fold import FoldCheck, check_fold, fold_batch_norm, is_folded
 from .metadata import FORMAT_KEY, ExportMetadata, describe
-
-written = replacing  # by this name every format writes its file
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 from spikingformer.neurons import use_backend
 
 from .graphs import OneStep, WholeModel, start_of_stream
 from .metadata import ExportMetadata
-from .prepare import ExportReport, Prepared, checked_target, prepare, written
+from .prepare import ExportReport, Prepared, checked_target, prepare
 
 
 def export_torch(
@@ -34,7 +35,7 @@ def export_torch(
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
     difference = None
-    with written(target) as file:
+    with replacing(target) as file:
         torch.export.save(program, str(file), extra_files=prepared.metadata.to_strings())
         if check:
             with torch.no_grad():
@@ -62,7 +63,7 @@ def export_aot(
     prepared = prepare(model, example, metadata, check, streaming)
     program, inputs, expected = _traced(prepared)
     difference = None
-    with written(target) as file:
+    with replacing(target) as file:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Inductor's own deprecations
             torch._inductor.aoti_compile_and_package(

@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
 from spikingformer.training import checkpoint
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
 from .fold import without_batch_norm
 from .metadata import ExportMetadata
-from .prepare import ExportReport, checked_target, prepare, written
+from .prepare import ExportReport, checked_target, prepare
 
 KIND = "float32"
 
@@ -31,7 +32,7 @@ def export_weights(
     target = checked_target(path, ".safetensors")
     prepared = prepare(model, example, metadata, check)
     difference = None
-    with written(target) as file:
+    with replacing(target) as file:
         write_tensors(file, prepared.model.state_dict(), prepared.metadata.to_strings())
         if check:
             with torch.no_grad():

@@ -17,7 +17,7 @@ from spikingformer.native.library import current_isa
 from spikingformer.native.product_op import fingerprint, is_plain_layout
 from spikingformer.neurons import LIFConfig, choose_backend
 
-# Input to logits after each step (T, B, num_classes), or None while another thread's call is running
+# Input to logits after each step (T, B, num_classes), or None for what it cannot serve now
 Runner = Callable[[Tensor], Tensor | None]
 _PLAIN_SOURCES = ("torch.nn.modules.", "spikingformer.")
 _FUNCTIONS = frozenset((FunctionType, MethodType))  # an attribute of such a kind replaces a method
@@ -37,7 +37,7 @@ _ready: weakref.WeakKeyDictionary[nn.Module, _Ready] = weakref.WeakKeyDictionary
 
 
 def provide(make: Callable[[nn.Module], Runner]) -> None:
-    """Sets what makes a model's piece. Both may raise ValueError for what they cannot serve: a model, an input."""
+    """Sets what makes a model's piece. It may raise ValueError for a model that it cannot serve."""
     global _make
     _make = make
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from spikingformer.data.events.framing import Framing, framing_of
 from spikingformer.training.hub_folder import is_hub_folder, read_hub_folder
 from spikingformer.training.tensor_file import DESCRIPTION_KEY, read_tensors, write_tensors
 from spikingformer.weights import shipped_file
+
+if TYPE_CHECKING:
+    from spikingformer.models import SpikingTransformer
 
 FORMAT = "spikingformer-model-1"
 TEST_PART, HELD_OUT, UNKNOWN_PART = "test part", "held-out training samples", "part that was not recorded"
@@ -142,25 +145,39 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
         raise ValueError(f"model {name}: {error}") from None
 
 
+def registered_name(model: nn.Module) -> str:
+    """The timm name to build this model by again: that of timm.create_model, or of the variant that it equals.
+
+    Raises ValueError for a model of another package, and for one without a name.
+    """
+    from spikingformer.models import VARIANTS, SpikingTransformer
+
+    if not isinstance(model, SpikingTransformer):
+        raise ValueError(f"expected a model of this package, got {type(model).__name__}: use timm.create_model")
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg is not None and cfg.get("architecture") in VARIANTS:
+        return str(cfg["architecture"])
+    for name, variant in VARIANTS.items():
+        if name.startswith(type(model).__name__.lower() + "_") and variant == model.config:
+            return name
+    raise ValueError(
+        f"this {type(model).__name__} has no name, so a file could not say how to build it again: create it with "
+        "timm.create_model"
+    )
+
+
 def describe_model(
-    model: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    model: "SpikingTransformer", class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> ModelInfo:
     """The description of a model of this package that was trained elsewhere, for `save_model`.
 
     class_names: in the order of the labels. mean, std: of the training images' channels, scaled to [0, 1]; 0 and 1 for
-    event counts. Raises ValueError for a model that timm.create_model has not made, or that is of another package, and
-    for another number of names than its classes.
+    event counts. Raises ValueError as `registered_name` does, and for another number of names than classes.
     """
-    from spikingformer.models import SpikingTransformer
-
-    if not isinstance(model, SpikingTransformer):
-        raise ValueError(f"expected a model of this package, got {type(model).__name__}")
+    name = registered_name(model)
     kwargs = asdict(model.config) | {"num_classes": model.num_classes, "time_steps": model.time_steps}
     if len(class_names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, got {len(class_names)} names")
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name is None:
-        raise ValueError("the model has no name to load it by: create it with timm.create_model")
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     kind = "events" if model.config.takes_events else "pictures"
     return ModelInfo(name, kwargs, tuple(map(str, class_names)), mean, std, kind=kind, versions=versions())  # type: ignore[arg-type]

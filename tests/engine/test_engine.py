@@ -87,6 +87,21 @@ def test_wide_sums_spill_before_they_overflow():
     assert torch.equal(Engine(program, "int8").forward_steps(x), int8_reference.run(program, x).float())
 
 
+def assert_close_to_the_model(model, x, isa, form, atol):
+    """Within `atol` times the largest of the model's logits in float64, and equal to the definition of int8.
+
+    The model is left in float64.
+    """
+    program = build_program(model)
+    with use_isa(isa):
+        got = Engine(program, form).forward_steps(x)
+    if form == "int8":
+        assert torch.equal(got, int8_reference.run(program, x).float())
+    with torch.no_grad():
+        want = model.double().forward_steps(x.double())
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=atol * want.abs().max().item())
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("form", ["float32", "int8"])
 @pytest.mark.parametrize("isa", available_isas())
@@ -98,14 +113,7 @@ def test_counts_of_spikes_that_all_fire_on_weights_of_one_sign(isa, form, depth)
             m.bias.data.fill_(5.0)
         elif isinstance(m, nn.Conv2d):
             m.weight.data.uniform_(0.05, 0.25)
-    program = build_program(model)
-    with use_isa(isa):
-        got = Engine(program, form).forward_steps(x)
-    if form == "int8":
-        assert torch.equal(got, int8_reference.run(program, x).float())
-    with torch.no_grad():
-        want = model.double().forward_steps(x.double())
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * want.abs().max().item())
+    assert_close_to_the_model(model, x, isa, form, atol=2e-5)
 
 
 def all_firing(**kwargs) -> nn.Module:
@@ -124,15 +132,8 @@ MORE_TOKENS_THAN_INT16 = (1, 3, 182, 182)
 @pytest.mark.parametrize("isa", available_isas())
 def test_attention_over_more_tokens_than_int16_counts(isa, form):
     model, x = all_firing(), torch.randn(MORE_TOKENS_THAN_INT16)
-    program = build_program(model)
-    with use_isa(isa):
-        got = Engine(program, form).forward_steps(x)
-    if form == "int8":
-        assert torch.equal(got, int8_reference.run(program, x).float())
-    with torch.no_grad():
-        want = model.double().forward_steps(x.double())
     atol = 2e-5 if form == "float32" else 2e-2  # int8: the currents' rounding
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=atol * want.abs().max().item())
+    assert_close_to_the_model(model, x, isa, form, atol)
 
 
 def test_counts_whose_saturation_would_show_are_refused():
