@@ -96,8 +96,6 @@ def run(args: argparse.Namespace) -> int:
         )
     model, info, device = _open(args)
     settings = checkpoint_data(info, args.data, args.root, args.img_size)
-    if info.kind == "events":
-        settings = settings.model_copy(update={"split_by": info.event_framing.split_by})
     classes = int(info.kwargs["num_classes"])
     loader, class_names = create_test_loader(
         settings, args.batch_size, args.workers, device, World(), class_names_of(info), classes

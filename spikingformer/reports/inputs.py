@@ -99,7 +99,7 @@ def checkpoint_data(
     if info.kind == "pictures":
         values |= {"mean": info.mean, "std": info.std}
     else:
-        values["frames"] = info.kwargs["time_steps"]
+        values |= {"frames": info.kwargs["time_steps"], "split_by": info.event_framing.split_by}
     return DataSettings.model_validate_json(json.dumps(values))
 
 
