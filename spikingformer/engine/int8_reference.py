@@ -96,11 +96,6 @@ def logits_of(program: Program, sums: Tensor, tokens: int) -> Tensor:
     unit = 1.0 if program.counts else 2.0**-FRACTION_BITS
     steps = torch.arange(1, len(sums) + 1, dtype=torch.float64)[:, None, None]
     features = sums.double() * unit / (tokens * steps)
-    # One product per sample: the order of its sum must not depend on the batch
-    flat = features.flatten(0, 1)
-    out = (
-        torch.stack([program.head_weight.mv(f) for f in flat])
-        if len(flat)
-        else flat.new_zeros(0, len(program.head_bias))
-    )
-    return (out + program.head_bias).unflatten(0, features.shape[:2])
+    # Added up one by one, in the order of the channels: float64 sums depend on it
+    products = features[:, :, None] * program.head_weight
+    return products.cumsum(-1)[..., -1] + program.head_bias

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikingformer.native import status
 from spikingformer.native.library import current_isa, kernel
 from spikingformer.native.neuron_op import neuron_args, neuron_constants
 from spikingformer.native.product_op import packed_weight
-from spikingformer.native.stem_op import stem_conv
+from spikingformer.native.stem_op import STEM_FORWARD
 from spikingformer.neurons import LIFConfig
 
 from .fixed_point import (
+    FRACTION_BITS,
     input_bits,
     quantize_input,
     quantize_neuron,
     quantize_product,
     quantize_scale,
 )
-from .int8_reference import HIGHEST, logits_of
+from .int8_reference import HIGHEST
 from .program import AddBits, Attention, Fire, Product, Program, Step, build_program
 
 FORMS = ("float32", "int8")
@@ -96,17 +96,18 @@ def _pack_stem(weight: Tensor) -> Tensor:
     return inputs.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
 
 
-@dataclass(frozen=True)
+_Call = tuple[Callable[..., None], tuple]  # a kernel and its arguments
+
+
+@dataclass
 class _Plan:
-    """The calls behind the stem for one shape, to be made again as they are.
+    """The calls for inputs of one shape, to be made again as they are.
 
     At batch 1 the Python that works them out takes several percent of a run.
     """
 
-    calls: list[tuple[Callable[..., None], tuple]]  # the first one's first argument is the stem's output
+    calls: list[_Call]  # the first one reads pictures, the last one writes logits: these two addresses are left out
     kept: list[Any]  # what the arguments point to
-    result: Tensor
-    tokens: int
 
 
 def _saturates_unseen(step: Attention) -> bool:
@@ -167,6 +168,7 @@ class Engine:
             s for s in self.program.steps if isinstance(s, Attention) and not self.integer and not _saturates_unseen(s)
         )
         self._exact_head_width = max((self.program.config.embed_dim // s.heads for s in exact), default=0)
+        self._head_weight = self.program.head_weight.T.contiguous()
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._odd = False  # which of two buffers took the last spikes
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
@@ -187,14 +189,13 @@ class Engine:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
         none = torch.empty(0)
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
-        self.program = replace(self.program, steps=tuple(steps))
+        self.program = replace(self.program, steps=tuple(steps), head_weight=none)
 
     def _prepare(self, step: Product, max_count: int) -> _Packed:
         o, c, k, _ = step.weight.shape
         if step.source == "picture":
             if not self.integer:
-                weight = step.weight.float().contiguous(memory_format=torch.channels_last)
-                return _Packed(weight, step.bias.float(), None, o, c, 9)
+                return _Packed(step.weight.float().contiguous(), step.bias.float(), None, o, c, 9)
             first = quantize_product(step, input_bits(self.program))
             return _Packed(_pack_stem(first.weight), first.bias, first.scale, o, c, 9)
         if not self.integer:
@@ -217,13 +218,16 @@ class Engine:
             kept = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
         return kept[:size]
 
-    def _call(self, name: str, signature: str, *args: Any, keep: Any = None) -> None:
-        """Calls a kernel, and notes the call for the next time. `keep`: what an address in `args` belongs to."""
+    def _call(self, name: str, signature: str, *args: Any, keep: Any = None, first: Any = None) -> None:
+        """Calls a kernel, and notes the call for the next time.
+
+        `keep`: what an address in `args` belongs to. `first`: a first argument that is another one the next time.
+        """
         function = kernel(name, signature)
         if self._made is not None:
             self._made.calls.append((function, args))
             self._made.kept.append(keep)
-        function(*args)
+        function(*args if first is None else (first, *args))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward_steps(x)[-1]
@@ -248,7 +252,6 @@ class Engine:
     def _has_too_many_tokens(self, x: Tensor) -> bool:
         return self._tokens(x) * self._exact_head_width > HIGHEST
 
-    @torch.no_grad()
     def _forward_steps(self, x: Tensor) -> Tensor:
         c = self.program.config
         if x.ndim not in (4, 5) or x.shape[-3] != c.in_chans:
@@ -263,13 +266,17 @@ class Engine:
                 f"attention, got an input of {self._tokens(x)} tokens and heads of width {self._exact_head_width}: "
                 "give smaller pictures, or call the model itself"
             )
+        if x.device.type != "cpu":
+            raise ValueError(f"the engine runs on the CPU, got an input on {x.device}: give x.cpu()")
         if current_isa() != self._isa:
             raise RuntimeError(f"this engine was packed for {self._isa}, in use is {current_isa()}: make a new one")
         steps = c.time_steps if x.ndim == 4 else x.shape[1]
-        pieces = [self._run(part, steps) for part in x.split(self._slice(x, steps))] if len(x) else []
-        if not pieces:
-            return x.new_zeros(steps, 0, len(self.program.head_bias), dtype=torch.float32)
-        return torch.cat(pieces, 1)
+        if not len(x):
+            return torch.empty(steps, 0, len(self.program.head_bias))
+        largest = self._slice(x, steps)
+        if len(x) <= largest:
+            return self._run(x, steps)
+        return torch.cat([self._run(part, steps) for part in x.split(largest)], 1)
 
     def _slice(self, x: Tensor, steps: int) -> int:
         """Samples at a time, in equal slices whose layers stay in the last cache between their steps."""
@@ -278,38 +285,51 @@ class Engine:
         return -(-len(x) // max(slices, 1))
 
     def _run(self, x: Tensor, steps: int) -> Tensor:
+        pictures = self._pictures(x)
+        logits = torch.empty(steps, len(x), len(self.program.head_bias))
         threads = torch.get_num_threads()
-        key = (tuple(x.shape), steps, threads)
-        first, *behind = self.program.steps
-        assert isinstance(first, Product)
-        current = self._stem(x, self._packed[first.name])
+        key = (x.shape, pictures.stride(), steps, threads)
         if (plan := self._plans.get(key)) is None:
-            plan = self._first_run(behind, current, x, steps, threads)
+            plan = self._first_run(pictures, x.shape, logits, steps, threads)
             if self._made is not None:  # no buffer had to grow meanwhile
                 if len(self._plans) == _MOST_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
         else:
-            function, args = plan.calls[0]
-            function(current.data_ptr(), *args[1:])
-            for function, args in plan.calls[1:]:
+            (stem, stem_args), *calls, (head, head_args) = plan.calls
+            stem(pictures.data_ptr(), *stem_args)
+            for function, args in calls:
                 function(*args)
-        return self._head(plan.result, steps, len(x), plan.tokens, threads)
+            head(logits.data_ptr(), *head_args)
+        return logits
 
-    def _first_run(self, program: list[Step], current: Tensor, x: Tensor, steps: int, threads: int) -> _Plan:
-        """The steps behind the stem on its output."""
-        self._made = plan = _Plan([], [], current, 0)
+    def _pictures(self, x: Tensor) -> Tensor:
+        """Pictures, or the event frames of all steps one after another, (N, C, H, W), float32."""
+        images = x.detach() if x.ndim == 4 else x.detach().transpose(0, 1).flatten(0, 1)
+        if self.integer and images.dtype == torch.float64:  # rounded once, not twice
+            bits = input_bits(self.program)
+            return quantize_input(images, bits) / 2**bits
+        return images.float()
+
+    def _first_run(self, pictures: Tensor, of: torch.Size, logits: Tensor, steps: int, threads: int) -> _Plan:
+        """Runs the program on `pictures`, made from an input of shape `of`, and notes the calls."""
+        self._made = plan = _Plan([], [])
         self._odd = False
-        batch, (height, width) = len(x), x.shape[-2:]
-        channels, repeated = self._packed[self.program.steps[0].name].outputs, x.ndim == 4
+        batch, (height, width) = of[0], of[-2:]
+        channels, repeated = of[-3], len(of) == 4
         element = torch.int16 if self.integer else torch.float32
+        current = self._buffer("none", 1, element)
         bits = stream = self._buffer("none", 1, element)
         counts = self._buffer("none", 1, torch.uint8)
         added = 0  # how often spikes were added to the counts: their largest value
         fired: Fire | None = None  # the neurons that the last product's call has fired already
+        program = self.program.steps
         for step, after in zip(program, (*program[1:], None), strict=True):
             tokens = steps * batch * height * width
-            if isinstance(step, Product):
+            if isinstance(step, Product) and step.source == "picture":
+                channels = self._packed[step.name].outputs
+                current = self._stem(pictures, self._packed[step.name], threads)
+            elif isinstance(step, Product):
                 p = self._packed[step.name]
                 channels = p.outputs
                 out = stream if step.into == "add" else self._buffer(step.into, tokens * p.outputs, element)
@@ -352,7 +372,8 @@ class Engine:
                     bits.data_ptr(), tokens, channels, int(step.replace), counts.data_ptr(), threads,
                 )  # fmt: skip
                 added = 1 if step.replace else added + 1
-        return replace(plan, result=counts if self.program.counts else stream, tokens=height * width)
+        self._head(logits, counts if self.program.counts else stream, height * width, threads)
+        return plan
 
     def _bits(self, size: int) -> Tensor:
         """A buffer of spikes that is not the last one: a product may still read that."""
@@ -380,18 +401,23 @@ class Engine:
             )
         return out
 
-    def _stem(self, x: Tensor, p: _Packed) -> Tensor:
-        images = x if x.ndim == 4 else x.transpose(0, 1).flatten(0, 1)
-        n, c, h, w = images.shape
+    def _stem(self, pictures: Tensor, p: _Packed, threads: int) -> Tensor:
+        n, c, h, w = pictures.shape
+        out = self._buffer("current", n * h * w * p.outputs, torch.int16 if self.integer else torch.float32)
         if not self.integer:
-            return stem_conv(images.float(), p.weight, p.bias)
-        assert p.scale is not None
-        pixels = quantize_input(images, input_bits(self.program)).permute(0, 2, 3, 1).contiguous()
-        out = self._buffer("current", n * h * w * p.outputs, torch.int16)
-        kernel("engine_dense_stem", "ppppllllllpi")(
-            pixels.data_ptr(), p.weight.data_ptr(), p.scale.data_ptr(), p.bias.data_ptr(), n, h, w, c, p.outputs,
-            p.weight.shape[1], out.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            self._call(
+                "stem_forward", STEM_FORWARD,
+                *pictures.stride(), p.weight.data_ptr(), p.bias.data_ptr(), out.data_ptr(), n, h, w, c, p.outputs,
+                threads, first=pictures.data_ptr(),
+            )  # fmt: skip
+        else:
+            assert p.scale is not None
+            self._call(
+                "engine_dense_stem", "pllllfpppllllllpi",
+                *pictures.stride(), 2.0 ** input_bits(self.program), p.weight.data_ptr(), p.scale.data_ptr(),
+                p.bias.data_ptr(), n, h, w, c, p.outputs, p.weight.shape[1], out.data_ptr(), threads,
+                first=pictures.data_ptr(),
+            )  # fmt: skip
         return out
 
     def _fire(
@@ -469,19 +495,15 @@ class Engine:
                 qkv.data_ptr(), *shape, step.scale, ctypes.addressof(neuron), out.data_ptr(), threads, keep=neuron,
             )  # fmt: skip
 
-    def _head(self, stream: Tensor, steps: int, batch: int, tokens: int, threads: int) -> Tensor:
-        channels = self.program.config.embed_dim
-        exact = self.integer or self.program.counts
-        sums = torch.empty(steps, batch, channels, dtype=torch.int64 if exact else torch.float64)
+    def _head(self, logits: Tensor, stream: Tensor, tokens: int, threads: int) -> None:
+        steps, batch, classes = logits.shape
         name = {torch.float32: "f32", torch.int16: "i16", torch.uint8: "u8"}[stream.dtype]
-        kernel(f"engine_sum_{name}", "pllllpi")(
-            stream.data_ptr(), 1, steps * batch, tokens, channels, sums.data_ptr(), threads
-        )
-        total = sums.cumsum(0)
-        if self.integer:
-            return logits_of(self.program, total, tokens).float()
-        divisor = torch.arange(1, steps + 1, dtype=torch.float64)[:, None, None] * tokens
-        return F.linear(total.double() / divisor, self.program.head_weight, self.program.head_bias).float()
+        unit = 2.0**-FRACTION_BITS if self.integer and not self.program.counts else 1.0
+        self._call(
+            f"engine_head_{name}", "ppdllllppli",
+            stream.data_ptr(), unit, steps, batch, tokens, self.program.config.embed_dim, self._head_weight.data_ptr(),
+            self.program.head_bias.data_ptr(), classes, threads, first=logits.data_ptr(),
+        )  # fmt: skip
 
 
 def _neurons_of(product: Product, after: Step | None) -> Fire | None:

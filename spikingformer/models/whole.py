@@ -12,23 +12,21 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from spikingformer.layers.fused import is_unwatched, watches_calls
-from spikingformer.native.library import current_isa
-from spikingformer.native.product_op import fingerprint, is_plain_layout
-from spikingformer.neurons import LIFConfig, choose_backend
+from spikingformer.layers.fused import watches_calls
+from spikingformer.neurons import choose_backend
+
+from .snapshot import SETTINGS, Snapshot, take_snapshot
 
 # Input to logits after each step (T, B, num_classes), or None for what it cannot serve now
 Runner = Callable[[Tensor], Tensor | None]
-_PLAIN_SOURCES = ("torch.nn.modules.", "spikingformer.")
 _FUNCTIONS = frozenset((FunctionType, MethodType))  # an attribute of such a kind replaces a method
-_SETTINGS = frozenset((bool, int, float, str, tuple, LIFConfig)) | _FUNCTIONS
 
 
 @dataclass
 class _Ready:
     """One model's piece."""
 
-    state: tuple
+    snapshot: Snapshot
     run: Runner | None  # None: the modules have to be called one by one
 
 
@@ -46,7 +44,7 @@ def _settings(module: nn.Module) -> dict[str, object]:
     """Attributes that say how a module computes; the mode and BatchNorm's momentum are looked at elsewhere."""
     items = module.__dict__.items()
     apart = ("momentum", "training")
-    return {k: v for k, v in items if type(v) in (_FUNCTIONS if k[0] == "_" or k in apart else _SETTINGS)}
+    return {k: v for k, v in items if type(v) in (_FUNCTIONS if k[0] == "_" or k in apart else SETTINGS | _FUNCTIONS)}
 
 
 @lru_cache(maxsize=8)
@@ -75,46 +73,6 @@ def is_as_built(model: nn.Module) -> bool:
     return True
 
 
-def _state(model: nn.Module) -> tuple | None:
-    """What must not change for a piece to stay right, or None where the modules have to be called one by one.
-
-    It is taken at every call, and a small model's call takes little longer: so modules are walked by hand here.
-    """
-    tensors: list[Tensor] = []
-    found: list[object] = []  # kinds of modules, their settings and children
-    kinds: set[type] = set()
-    left = [model]
-    while left:
-        module = left.pop()
-        own = module.__dict__
-        if own["training"] or not is_unwatched(module):
-            return None
-        kind = type(module)
-        kinds.add(kind)
-        found.append(kind)
-        found += [v for v in own.values() if type(v) in _SETTINGS]
-        if children := own["_modules"]:
-            if None in children.values():
-                return None
-            found += children
-            left += children.values()
-        for held in (own["_parameters"], own["_buffers"]):
-            for tensor in held.values():
-                if tensor is None:
-                    continue
-                if not tensor.is_cpu or tensor.is_inference():
-                    return None
-                if tensor.dtype is torch.float32 and is_plain_layout(tensor):
-                    tensors.append(tensor)
-                elif tensor.dtype is not torch.int64:  # BatchNorm's count of batches
-                    return None
-    if not all(kind.__module__.startswith(_PLAIN_SOURCES) for kind in kinds):
-        return None
-    # Versions see every change but those through `.data`: the fingerprint sees these.
-    versions = [(id(t), t._version) for t in tensors]
-    return current_isa(), found, versions, fingerprint(tensors)
-
-
 def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
     """Logits after each time step (T, B, num_classes), or None where the modules have to be called one by one.
 
@@ -134,15 +92,19 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         or torch.is_autocast_enabled("cpu")
         or watches_calls()
         or choose_backend(x) != "native"
-        or (state := _state(model)) is None
     ):
         return None
-    model.frames(x)  # type: ignore[operator]  # raises what the model has to say about x
     ready = _ready.get(model)
-    if ready is None or ready.state != state:
-        try:
-            run = _make(model) if is_as_built(model) else None
-        except ValueError:
-            run = None
-        ready = _ready[model] = _Ready(state, run)
+    if ready is None or not ready.snapshot.holds(model):
+        if (snapshot := take_snapshot(model)) is None:
+            return None
+        ready = _ready[model] = _Ready(snapshot, _piece(model))
+    model.frames(x)  # type: ignore[operator]  # raises what the model has to say about x
     return None if ready.run is None else ready.run(x)
+
+
+def _piece(model: nn.Module) -> Runner | None:
+    try:
+        return _make(model) if _make and is_as_built(model) else None
+    except ValueError:
+        return None

@@ -84,7 +84,7 @@ def packed_weight(weight: Tensor) -> PackedWeight:
     key = (id(weight), isa)
     keeps = isinstance(weight, torch.nn.Parameter) and is_plain_layout(weight)
     # Versions see every change but those through `.data`: the fingerprint sees these.
-    state = (weight._version, weight.data_ptr(), fingerprint([weight])) if keeps else ()
+    state = (weight._version, weight.data_ptr(), Fingerprint([weight])()) if keeps else ()
     found = _packed_weights.get(key)
     if keeps and found and found[0]() is weight and found[1] == state:
         return found[2]
@@ -108,14 +108,22 @@ def is_plain_layout(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def fingerprint(tensors: list[Tensor]) -> int:
-    """A number that changes with the contents of tensors that are dense in memory; all of them is read."""
-    n = len(tensors)
-    addresses = (ctypes.c_void_p * n)(*[t.data_ptr() for t in tensors])
-    sizes = (ctypes.c_int64 * n)(*[t.numel() * t.element_size() for t in tensors])
-    result = ctypes.c_uint64()
-    kernel("fingerprint", "pplpi")(addresses, sizes, n, ctypes.addressof(result), threads())
-    return result.value
+class Fingerprint:
+    """A number that changes with the contents of tensors that are dense in memory; all of them is read at every call.
+
+    The tensors must stay where they are.
+    """
+
+    def __init__(self, tensors: list[Tensor]):
+        n = len(tensors)
+        self._addresses = (ctypes.c_void_p * n)(*[t.data_ptr() for t in tensors])
+        self._sizes = (ctypes.c_int64 * n)(*[t.numel() * t.element_size() for t in tensors])
+
+    def __call__(self) -> int:
+        result = ctypes.c_uint64()
+        n = len(self._sizes)
+        kernel("fingerprint", "pplpi")(self._addresses, self._sizes, n, ctypes.addressof(result), threads())
+        return result.value
 
 
 def product_forward(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from torch.nn.grad import conv2d_input
 from .library import kernel, serves_float32, threads
 from .memory import empty
 
+STEM_FORWARD = "pllllpppllllli"  # the kernel's signature; its picture comes first, at any strides
+
 
 class _StemConv(torch.autograd.Function):
     @staticmethod
@@ -17,11 +19,10 @@ class _StemConv(torch.autograd.Function):
         o = weight.shape[0]
         ctx.save_for_backward(x, weight)
         # Named here, not in the call: the kernel sees only their addresses.
-        pixels, contiguous = x.permute(0, 2, 3, 1).contiguous(), weight.contiguous()
-        own_bias = None if bias is None else bias.contiguous()
+        own_weight, own_bias = weight.contiguous(), None if bias is None else bias.contiguous()
         out = empty((n, o, h, w), channels_last=True)
-        kernel("stem_forward", "ppppllllli")(
-            pixels.data_ptr(), contiguous.data_ptr(), None if own_bias is None else own_bias.data_ptr(),
+        kernel("stem_forward", STEM_FORWARD)(
+            x.data_ptr(), *x.stride(), own_weight.data_ptr(), None if own_bias is None else own_bias.data_ptr(),
             out.data_ptr(), n, h, w, c, o, threads(),
         )  # fmt: skip
         return out
@@ -36,10 +37,10 @@ class _StemConv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             n, c, h, w = x.shape
             o = weight.shape[0]
-            pixels, gradients = x.permute(0, 2, 3, 1).contiguous(), grad.permute(0, 2, 3, 1).contiguous()
+            gradients = grad.permute(0, 2, 3, 1).contiguous()
             taps = empty((3, 3, c, o))
-            kernel("stem_weight_gradient", "pppllllli")(
-                pixels.data_ptr(), gradients.data_ptr(), taps.data_ptr(), n, h, w, c, o, threads()
+            kernel("stem_weight_gradient", "pllllppllllli")(
+                x.data_ptr(), *x.stride(), gradients.data_ptr(), taps.data_ptr(), n, h, w, c, o, threads()
             )
             grad_weight = taps.permute(3, 2, 0, 1)
         if ctx.needs_input_grad[2]:

@@ -248,6 +248,34 @@ def test_threads_that_share_an_engine_get_their_own_logits(form):
     assert [sum(torch.equal(y, want[i]) for y in got[i]) for i in range(2)] == [20, 20]
 
 
+def test_an_input_elsewhere_is_refused():
+    model, x = small()
+    with pytest.raises(ValueError, match="runs on the CPU, got an input on meta"):
+        Engine(model)(x.to("meta"))
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_inputs_at_any_strides_and_with_gradients(form):
+    model, x = small()
+    engine = Engine(model, form)
+    want = engine(x)
+    assert torch.equal(engine(x.to(memory_format=torch.channels_last)), want)
+    assert torch.equal(engine(x.transpose(2, 3).contiguous().transpose(2, 3)), want)
+    assert torch.equal(engine(x.clone().requires_grad_()), want)
+    assert not engine(x.clone().requires_grad_()).requires_grad
+    one_for_all = x[:1].expand(3, -1, -1, -1)
+    assert torch.equal(engine(one_for_all), engine(one_for_all.contiguous()))
+
+
+def test_int8_rounds_a_float64_picture_once():
+    model, x = small()
+    model.stem.stages[0].conv.weight.data *= 2**12  # so that one unit of the input matters
+    x = torch.randint_like(x, -9, 9, dtype=torch.float64) / 2**10 + 2.0**-12 + 1e-14  # just above half a unit
+    got = Engine(model, "int8").forward_steps(x)
+    assert torch.equal(got, int8_reference.run(build_program(model), x).float())
+    assert not torch.equal(got, int8_reference.run(build_program(model), x.float()).float())
+
+
 def test_a_failed_call_leaves_the_engine_free():
     model, x = small()
     engine = Engine(model)

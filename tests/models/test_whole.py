@@ -323,6 +323,11 @@ def test_errors_are_those_of_the_modules():
             model(x[0])
 
 
+class SilentMLP(nn.Module):
+    def forward(self, x: Tensor, state: object = None) -> Tensor:
+        return torch.zeros_like(x)
+
+
 # ---- changes of the model -------------------------------------------------------------------------------------------
 
 
@@ -365,6 +370,25 @@ def one_weight_through_data(model: nn.Module, x: Tensor) -> None:
 def new_data(model: nn.Module, x: Tensor) -> None:
     for p in model.parameters():
         p.data = p.data * 1.1
+
+
+def same_memory_turned(model: nn.Module, x: Tensor) -> None:
+    weight = model.blocks[0].attn.proj.conv.weight  # as many channels in as out
+    weight.data = weight.data.transpose(0, 1)
+
+
+def one_parameter_replaced(model: nn.Module, x: Tensor) -> None:
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.conv.weight = nn.Parameter(-fc1.conv.weight.detach())
+
+
+def one_buffer_replaced(model: nn.Module, x: Tensor) -> None:
+    bn = model.blocks[0].mlp.fc1.bn
+    bn.running_mean = bn.running_mean + 1
+
+
+def another_class(model: nn.Module, x: Tensor) -> None:
+    model.blocks[0].mlp.__class__ = SilentMLP
 
 
 def one_bias_through_data(model: nn.Module, x: Tensor) -> None:
@@ -467,7 +491,8 @@ def parametrized(model: nn.Module, x: Tensor) -> None:
 
 CHANGES = [
     optimiser_step, training_step, other_weights, assigned_weights, through_data, a_few_rows_through_data,
-    one_weight_through_data, new_data, one_bias_through_data,
+    one_weight_through_data, new_data, same_memory_turned, one_parameter_replaced, one_buffer_replaced,
+    another_class, one_bias_through_data,
     one_weight_in_place, through_numpy, new_head, own_head, head_without_bias, other_threshold, one_threshold,
     more_time_steps, other_eps, other_attention_scale, fewer_blocks, no_norm, no_pool, another_norm,
     norm_without_scale, norm_without_statistics, folded, pruned, parametrized,

@@ -184,7 +184,7 @@ def test_refusals():
 def test_the_fingerprint_sees_every_word():
     """Pairs too, in one column of the hash (128 words apart): changes of two signs must not undo each other."""
     x = torch.randn(200_000)
-    before = product_op.fingerprint([x, x[:7]])
+    before = product_op.Fingerprint([x, x[:7]])()
     changed = set()
     for places in (
         [0],
@@ -198,8 +198,8 @@ def test_the_fingerprint_sees_every_word():
     ):
         y = x.clone()
         y[places] *= -1
-        changed.add(product_op.fingerprint([y, y[:7]]))
+        changed.add(product_op.Fingerprint([y, y[:7]])())
     assert before not in changed
     assert len(changed) == 8
-    assert product_op.fingerprint([x.clone(), x[:7]]) == before
-    assert product_op.fingerprint([x[:7], x]) != before
+    assert product_op.Fingerprint([x.clone(), x[:7]])() == before
+    assert product_op.Fingerprint([x[:7], x])() != before

@@ -3,6 +3,7 @@
 // Tokens are rows ((t * B + b) * H + y) * W + x, channels last. Spikes are bits, one row of words a token; Spikformer's
 // integer stream is one byte a channel. Currents are fp32, or 16-bit fixed point for the integer form, which
 // spikingformer/engine/int8_reference.py defines bit for bit: no operation here depends on the instruction set.
+#include "pictures.h"
 #include "spike_product.h"
 
 namespace {
@@ -300,9 +301,15 @@ SPK_INLINE Int multiply_pairs(Short a, Short b) {
 #endif
 }
 
-// The dense first product of the integer form: int16 pictures [images][H][W][C]; int8 weights as int16, in pairs of
-// inputs (tap, channel): [pairs][padded outputs][2].
+// The dense first product of the integer form: pictures in units of 1 / `one`, within int16; int8 weights as int16, in
+// pairs of inputs (tap, channel): [pairs][padded outputs][2].
 constexpr long kStemInputs = 256;
+// To the nearest, halves to even, within int16
+SPK_INLINE int16_t to_short(float v) {
+  v = v < 32767.f ? v : 32767.f;  // NaN too
+  v = v > -32768.f ? v : -32768.f;
+  return (int16_t)__builtin_lrintf(v);
+}
 template <int NV>
 void dense_stem_tile(const int16_t* rows, long pitch, const int16_t* weight, const float* scale, const float* bias, long row,
                      long width, long channels, long outputs, long padded, long column, int16_t* out) {
@@ -327,8 +334,9 @@ void dense_stem_tile(const int16_t* rows, long pitch, const int16_t* weight, con
     }
   }
 }
-void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images, long height,
-                long width, long channels, long outputs, long padded, int16_t* out, int threads) {
+void dense_stem(const Pictures<float>& x, float one, const int16_t* weight, const float* scale, const float* bias,
+                long images, long height, long width, long channels, long outputs, long padded, int16_t* out,
+                int threads) {
   const Tiles tiles(outputs);
   const long pitch = (width + 2) * channels;
 #pragma omp parallel num_threads(threads)
@@ -342,7 +350,7 @@ void dense_stem(const int16_t* x, const int16_t* weight, const float* scale, con
         const long y = row % height + dy - 1;
         int16_t* to = rows + dy * pitch + channels;
         if (y < 0 || y >= height) memset(to, 0, width * channels * sizeof(int16_t));
-        else memcpy(to, x + (row + dy - 1) * width * channels, width * channels * sizeof(int16_t));
+        else x.copy_row(row / height, y, width, channels, to, [&](float v) { return to_short(v * one); });
       }
       with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
         for (long tile = 0; tile < tiles.count; tile++)
@@ -370,18 +378,33 @@ void add_bits(const uint64_t* bits, long tokens, long channels, bool set, uint8_
     }
 }
 
-// sums[image][channel] over steps and tokens of rows [(t * images + image) * tokens + n][channel].
-template <class In, class Sum>
-void sum_rows(const In* x, long steps, long images, long tokens, long channels, Sum* sums, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long image = 0; image < images; image++) {
-    Sum* s = sums + image * channels;
-    for (long c = 0; c < channels; c++) s[c] = 0;
-    for (long t = 0; t < steps; t++)
-      for (long n = 0; n < tokens; n++) {
-        const In* row = x + ((t * images + image) * tokens + n) * channels;
-        for (long c = 0; c < channels; c++) s[c] += (Sum)row[c];
+// Classes from the residual stream [steps][images][tokens][channels], in units of `unit`: the mean over all tokens and
+// steps so far, times weight [channels][classes], plus bias. In double precision, always in the same order.
+template <class In>
+void head(float* logits, const In* x, double unit, long steps, long images, long tokens, long channels,
+          const double* weight, const double* bias, long classes, int threads) {
+  typedef std::conditional_t<std::is_floating_point_v<In>, double, int64_t> Sum;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch sum_memory(channels * sizeof(Sum)), logit_memory(classes * sizeof(double));
+    Sum* sums = sum_memory.as<Sum>();
+    double* y = logit_memory.as<double>();
+#pragma omp for schedule(static)
+    for (long image = 0; image < images; image++) {
+      for (long c = 0; c < channels; c++) sums[c] = 0;
+      for (long t = 0; t < steps; t++) {
+        for (long n = 0; n < tokens; n++) {
+          const In* row = x + ((t * images + image) * tokens + n) * channels;
+          for (long c = 0; c < channels; c++) sums[c] += (Sum)row[c];
+        }
+        for (long k = 0; k < classes; k++) y[k] = 0;
+        for (long c = 0; c < channels; c++) {
+          const double feature = (double)sums[c] * unit / (double)(tokens * (t + 1));
+          for (long k = 0; k < classes; k++) y[k] += feature * weight[c * classes + k];
+        }
+        for (long k = 0; k < classes; k++) logits[(t * images + image) * classes + k] = (float)(y[k] + bias[k]);
       }
+    }
   }
 }
 
@@ -445,22 +468,21 @@ SPK_EXPORT(engine_pack_rows)(const int8_t* weight, const float* scale, const flo
   *bytes = 0;
 #endif
 }
-SPK_EXPORT(engine_dense_stem)(const int16_t* x, const int16_t* weight, const float* scale, const float* bias, long images,
-                              long height, long width, long channels, long outputs, long padded, int16_t* out,
-                              int threads) {
-  dense_stem(x, weight, scale, bias, images, height, width, channels, outputs, padded, out, threads);
+// x: images x channels x height x width, at any strides
+SPK_EXPORT(engine_dense_stem)(const float* x, long image, long channel, long row, long column, float one,
+                              const int16_t* weight, const float* scale, const float* bias, long images, long height,
+                              long width, long channels, long outputs, long padded, int16_t* out, int threads) {
+  dense_stem({x, image, channel, row, column}, one, weight, scale, bias, images, height, width, channels, outputs, padded,
+             out, threads);
 }
 SPK_EXPORT(engine_add_bits)(const uint64_t* bits, long tokens, long channels, int set, uint8_t* counts, int threads) {
   add_bits(bits, tokens, channels, set, counts, threads);
 }
-SPK_EXPORT(engine_sum_f32)(const float* x, long steps, long images, long tokens, long channels, double* sums, int threads) {
-  sum_rows(x, steps, images, tokens, channels, sums, threads);
-}
-SPK_EXPORT(engine_sum_i16)(const int16_t* x, long steps, long images, long tokens, long channels, int64_t* sums,
-                           int threads) {
-  sum_rows(x, steps, images, tokens, channels, sums, threads);
-}
-SPK_EXPORT(engine_sum_u8)(const uint8_t* x, long steps, long images, long tokens, long channels, int64_t* sums,
-                          int threads) {
-  sum_rows(x, steps, images, tokens, channels, sums, threads);
-}
+#define SPK_HEAD(name, In)                                                                                             \
+  SPK_EXPORT(name)(float* logits, const In* x, double unit, long steps, long images, long tokens, long channels,       \
+                   const double* weight, const double* bias, long classes, int threads) {                              \
+    head(logits, x, unit, steps, images, tokens, channels, weight, bias, classes, threads);                            \
+  }
+SPK_HEAD(engine_head_f32, float)
+SPK_HEAD(engine_head_i16, int16_t)
+SPK_HEAD(engine_head_u8, uint8_t)

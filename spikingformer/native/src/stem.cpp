@@ -3,6 +3,7 @@
 // With channels last, the three pixels that a row of the kernel reads are 3 C numbers in a row, and those of the next pixel
 // start C further on: rows of pixels with a border of zeros are matrices already, and nothing is rearranged.
 #include "dense_rows.h"
+#include "pictures.h"
 
 namespace {
 
@@ -20,13 +21,13 @@ struct Shape {
   long pitch() const { return (width + 2 + kRows) * channels + kRows; }  // of a row; some more zeros for the last block
 };
 
-// Rows [y0 - 1, y0 + rows + 1) of an image with zeros around.
-void copy_band(const Shape& s, const float* x, long image, long y0, long rows, float* band) {
+// Rows [y0 - 1, y0 + rows + 1) of an image, channels last, with zeros around.
+void copy_band(const Shape& s, const Pictures<float>& x, long image, long y0, long rows, float* band) {
   for (long y = 0; y < rows + 2; y++) {
     float* to = band + y * s.pitch();
     const long from = y0 + y - 1;
     if (from < 0 || from >= s.height) memset(to, 0, s.pitch() * sizeof(float));
-    else memcpy(to + s.channels, x + (image * s.height + from) * s.width * s.channels, s.width * s.channels * sizeof(float));
+    else x.copy_row(image, from, s.width, s.channels, to + s.channels, [](float v) { return v; });
   }
 }
 void clear_band(const Shape& s, float* band) { memset(band, 0, (kBand + 2) * s.pitch() * sizeof(float)); }
@@ -42,7 +43,7 @@ void pack(const Shape& s, const float* weight, float* packed) {
         }
 }
 
-void forward(const Shape& s, const float* x, const float* weight, const float* bias, float* out, int threads) {
+void forward(const Shape& s, const Pictures<float>& x, const float* weight, const float* bias, float* out, int threads) {
   const long panels = s.panels(), reads = s.reads(), pitch = s.pitch();
   Scratch weight_memory(panels * 3 * reads * kWidth * sizeof(float)), bias_memory(panels * kWidth * sizeof(float));
   float *packed = weight_memory.as<float>(), *biases = bias_memory.as<float>();
@@ -82,7 +83,7 @@ void forward(const Shape& s, const float* x, const float* weight, const float* b
 }
 
 // gradient [ky][3 C][outputs] += x times the output's gradient, summed over all pixels; doubles a thread, then together.
-void weight_gradient(const Shape& s, const float* x, const float* grad, float* gradient, int threads) {
+void weight_gradient(const Shape& s, const Pictures<float>& x, const float* grad, float* gradient, int threads) {
   const long panels = s.panels(), reads = s.reads(), pitch = s.pitch(), size = 3 * reads * s.outputs;
   Scratch all(threads * size * sizeof(double));
   memset(all.memory, 0, threads * size * sizeof(double));
@@ -128,13 +129,16 @@ void weight_gradient(const Shape& s, const float* x, const float* grad, float* g
 
 }  // namespace
 
-// x [images][height][width][channels], weight (outputs, channels, 3, 3), bias or null -> out [images][height][width][outputs]
-SPK_EXPORT(stem_forward)(const float* x, const float* weight, const float* bias, float* out, long images, long height,
-                         long width, long channels, long outputs, int threads) {
-  forward({images, height, width, channels, outputs}, x, weight, bias, out, threads);
+// x: images x channels x height x width, at any strides; weight (outputs, channels, 3, 3), bias or null
+// -> out [images][height][width][outputs]
+SPK_EXPORT(stem_forward)(const float* x, long image, long channel, long row, long column, const float* weight,
+                         const float* bias, float* out, long images, long height, long width, long channels, long outputs,
+                         int threads) {
+  forward({images, height, width, channels, outputs}, {x, image, channel, row, column}, weight, bias, out, threads);
 }
-// gradient: [3][3][channels][outputs]
-SPK_EXPORT(stem_weight_gradient)(const float* x, const float* grad, float* gradient, long images, long height, long width,
-                                 long channels, long outputs, int threads) {
-  weight_gradient({images, height, width, channels, outputs}, x, grad, gradient, threads);
+// x as in stem_forward; gradient: [3][3][channels][outputs]
+SPK_EXPORT(stem_weight_gradient)(const float* x, long image, long channel, long row, long column, const float* grad,
+                                 float* gradient, long images, long height, long width, long channels, long outputs,
+                                 int threads) {
+  weight_gradient({images, height, width, channels, outputs}, {x, image, channel, row, column}, grad, gradient, threads);
 }
