@@ -21,7 +21,7 @@ from .whole import run_whole
 class ModelConfig:
     """One model, flat. Raises ValueError where the numbers do not fit together."""
 
-    embed_dim: int = 384  # width C of the blocks
+    embed_dim: int = 384  # width C of the blocks; the stem's are an eighth, a quarter and a half of it, rounded down
     depth: int = 4  # blocks
     num_heads: int = 8  # attention heads; must divide embed_dim
     mlp_ratio: float = 4.0  # hidden width of the MLP over embed_dim
@@ -41,15 +41,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("pooled_stages", "img_size"):  # lists come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.embed_dim < 8 or self.embed_dim % 8:
-            raise ValueError(f"embed_dim must be a multiple of 8 (the stem starts at an eighth), got {self.embed_dim}")
-        if self.num_heads < 1 or self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
-        for name, low in (("depth", 1), ("in_chans", 1), ("num_classes", 0), ("time_steps", 1)):
+        lowest = {"embed_dim": 8, "depth": 1, "in_chans": 1, "num_classes": 0, "time_steps": 1}
+        for name, low in lowest.items():  # the stem starts at an eighth of embed_dim
             value = getattr(self, name)
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
             object.__setattr__(self, name, int(value))  # numpy's, for one
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
         if not set(self.pooled_stages) <= {0, 1, 2, 3} or len(set(self.pooled_stages)) < len(self.pooled_stages):
             raise ValueError(f"pooled_stages must be different numbers of 0, 1, 2, 3, got {self.pooled_stages}")
         if not self.embed_dim * self.mlp_ratio >= 1:

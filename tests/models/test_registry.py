@@ -243,6 +243,17 @@ def test_any_size_that_the_downsampling_divides(name):
         timm.create_model(name, img_size=p + 2)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_stem_rounds_down_the_fractions_of_a_width_as_published(name):
+    model = small(name, embed_dim=36).eval()
+    assert [stage.conv.out_channels for stage in model.stem.stages] == [4, 9, 18, 36]
+    x = example(model)
+    with torch.no_grad(), use_backend("reference"):
+        expected = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model.float()(x.float()), expected.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_arguments_say_what_to_do():
     with pytest.raises(TypeError, match=r"unknown argument 'depths'; a model takes .*depth"):
         timm.create_model("spikingformer_4_384", depths=3)
@@ -250,6 +261,8 @@ def test_wrong_arguments_say_what_to_do():
         ({"drop_rate": 0.1}, "no dropout, got drop_rate other than 0"),
         ({"global_pool": "max"}, "only average pooling is there .*, got 'max'"),
         ({"global_pool": ""}, "only average pooling is there .*, got ''"),
+        ({"embed_dim": 7, "num_heads": 1}, "embed_dim must be a whole number of at least 8, got 7"),
+        ({"embed_dim": 64.0}, "embed_dim must be a whole number of at least 8, got 64.0"),
         ({"mlp_ratio": 0.001}, "mlp_ratio must give at least one hidden channel for embed_dim 384, got 0.001"),
     ):
         with pytest.raises(ValueError, match=message):
