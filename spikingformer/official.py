@@ -3,6 +3,7 @@
 Sources: Spikingformer-CML (arXiv 2304.11954's code), Spikingformer, Spikformer (arXiv 2209.15425's code).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -113,11 +114,14 @@ def described_by(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     needed = ("head.weight", "stem.stages.0.conv.weight", "blocks.0.mlp.fc1.conv.weight")
     if missing := [name for name in needed if len(shapes.get(name, ())) < 2]:
         raise ValueError(f"no {missing[0]} in it: not a published checkpoint of these models")
-    (classes, width), first, hidden = (shapes[name][:2] for name in needed)
+    (classes, width), first, (hidden, _) = (shapes[name][:2] for name in needed)
+    mlp_ratio = hidden / width
+    if int(width * mlp_ratio) < hidden:  # models cut the product off, so a quotient rounded down loses a channel
+        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
     return {
         "embed_dim": width,
         "depth": len({name.split(".")[1] for name in shapes if name and name.startswith("blocks.")}),
-        "mlp_ratio": hidden[0] / width,
+        "mlp_ratio": mlp_ratio,
         "in_chans": first[1],
         "num_classes": classes,
     }

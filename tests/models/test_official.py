@@ -127,3 +127,11 @@ def test_names_of_the_other_downsampling_are_told():
 def test_our_own_names_leave_no_doubt():
     model = small("spikingformer_cml_4_384")
     assert doubts(model.state_dict(), small("spikingformer_4_384")) == []
+
+
+def test_the_described_ratio_gives_the_hidden_width_back():
+    model = timm.create_model("spikingformer_cml_4_384", embed_dim=56, depth=1, num_heads=7, mlp_ratio=1.1)
+    weights = model.state_dict()
+    assert int(56 * (61 / 56)) == 60, "61 hidden channels are one less after division and multiplication"
+    again = timm.create_model("spikingformer_cml_4_384", num_heads=7, **described_by(weights, model.family()))
+    again.load_state_dict(convert_state_dict(weights, again), strict=True)
