@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from spikingformer.native import status
 from spikingformer.native.library import current_isa, kernel
 from spikingformer.native.neuron_op import neuron_args, neuron_constants
-from spikingformer.native.product_op import packed_weight
 from spikingformer.native.stem_op import STEM_FORWARD
 from spikingformer.neurons import LIFConfig
 
@@ -21,79 +20,15 @@ from .fixed_point import (
     input_bits,
     quantize_input,
     quantize_neuron,
-    quantize_product,
     quantize_scale,
 )
 from .int8_reference import HIGHEST
+from .packing import PackedProduct, ProductArgs, pack_product
 from .program import AddBits, Attention, Fire, Product, Program, Step, build_program
 
 FORMS = ("float32", "int8")
 _MOST_PLANS = 32
 CACHE_BYTES = 26 << 20  # slices of the batch are cut so that their widest currents stay about this small
-
-
-class _ProductArgs(ctypes.Structure):
-    """`ProductArgs` of native/src/product_args.h."""
-
-    _fields_ = [
-        ("input", ctypes.c_void_p), ("packed", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("out", ctypes.c_void_p), ("images", ctypes.c_int64), ("height", ctypes.c_int64), ("width", ctypes.c_int64),
-        ("channels", ctypes.c_int64), ("outputs", ctypes.c_int64), ("taps", ctypes.c_int64), ("counts", ctypes.c_int32),
-        ("accumulate", ctypes.c_int32), ("max_count", ctypes.c_int32), ("threads", ctypes.c_int32),
-        ("rows", ctypes.c_void_p),
-    ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A product ready for the kernels; the tensors are kept alive here."""
-
-    weight: Tensor  # [tile][tap][C][tile width], int8 or 32-bit fixed point; the stem's: as its kernel wants it
-    bias: Tensor
-    scale: Tensor | None
-    outputs: int
-    channels: int
-    taps: int
-    rows: Tensor | None = None  # the weights once more, where byte shuffles multiply
-
-
-def _pack_int8(weight: Tensor) -> Tensor:
-    """int8 (O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
-    o, c, k, _ = weight.shape
-    width = torch.zeros(1, dtype=torch.int64)
-    kernel("engine_tile_width", "lp")(o, width.data_ptr())
-    tiles = -(-o // int(width))
-    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8)
-    padded[:o] = weight.reshape(o, c, k * k)
-    return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
-
-
-def _pack_rows(weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor | None:
-    """int8 (O, C, k, k) as src/shuffle_product.h reads it: bytes, or None where the processor has no such shuffles."""
-    o, c, k, _ = weight.shape
-    by_tap = weight.reshape(o, c, k * k).transpose(1, 2).contiguous()
-    size = torch.zeros(1, dtype=torch.int64)
-    pack = kernel("engine_pack_rows", "ppplllpp")
-    shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k)
-    pack(*shape, None, size.data_ptr())
-    if not size:
-        return None
-    rows = torch.zeros(int(size), dtype=torch.uint8)
-    pack(*shape, rows.data_ptr(), size.data_ptr())
-    return rows
-
-
-STEM_INPUTS = 256  # `kStemInputs` of native/src/inference.cpp
-
-
-def _pack_stem(weight: Tensor) -> Tensor:
-    """int8 (O, C, 3, 3) to int16 [pairs of (tap, channel)][outputs, padded][2]."""
-    o, c = weight.shape[:2]
-    if 9 * c > STEM_INPUTS:
-        raise ValueError(f"the integer engine takes up to {STEM_INPUTS // 9} input channels, got {c}")
-    inputs = torch.zeros(-(-9 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16)
-    inputs[: 9 * c, :o] = weight.permute(2, 3, 1, 0).reshape(9 * c, o)
-    return inputs.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
 
 
 _Call = tuple[Callable[..., None], tuple]  # a kernel and its arguments
@@ -156,7 +91,8 @@ class Engine:
                         f"{depth} blocks: call the model itself"
                     )
             elif isinstance(step, Product):
-                self._packed[step.name] = self._prepare(step, added if step.source == "counts" else 1)
+                max_count = added if step.source == "counts" else 1
+                self._packed[step.name] = pack_product(step, max_count, self.integer, input_bits(self.program))
         if self.integer:
             for step in self.program.steps:  # refuse at once, not in the middle of a run
                 if isinstance(step, Fire | Attention):
@@ -190,25 +126,6 @@ class Engine:
         none = torch.empty(0)
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
         self.program = replace(self.program, steps=tuple(steps), head_weight=none)
-
-    def _prepare(self, step: Product, max_count: int) -> _Packed:
-        o, c, k, _ = step.weight.shape
-        if step.source == "picture":
-            if not self.integer:
-                return _Packed(step.weight.float().contiguous(), step.bias.float(), None, o, c, 9)
-            first = quantize_product(step, input_bits(self.program))
-            return _Packed(_pack_stem(first.weight), first.bias, first.scale, o, c, 9)
-        if not self.integer:
-            fixed = packed_weight(step.weight.float())
-            # The units are so small that no sum of spikes overflows: counts need larger ones where they reach far.
-            units = (step.weight / fixed.scale.double()[:, None, None, None]).nan_to_num().flatten(1)
-            largest = torch.maximum(units.clamp(min=0).sum(1), (-units).clamp(min=0).sum(1)).max() + units.shape[1]
-            shift = (int(max_count * largest) >> 31).bit_length()
-            packed = (fixed.packed + (1 << shift >> 1)) >> shift
-            return _Packed(packed, step.bias.float(), fixed.scale * 2**shift, o, c, k * k)
-        q = quantize_product(step)
-        rows = None if step.source == "counts" else _pack_rows(q.weight, q.scale, q.bias)
-        return _Packed(_pack_int8(q.weight), q.bias, q.scale, o, c, k * k, rows)
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         kept = self._buffers.get((name, dtype))
@@ -333,7 +250,7 @@ class Engine:
                 p = self._packed[step.name]
                 channels = p.outputs
                 out = stream if step.into == "add" else self._buffer(step.into, tokens * p.outputs, element)
-                args = _ProductArgs(
+                args = ProductArgs(
                     (counts if step.source == "counts" else bits).data_ptr(), p.weight.data_ptr(),
                     None if p.scale is None else p.scale.data_ptr(), p.bias.data_ptr(), out.data_ptr(), steps * batch,
                     height, width, p.channels, p.outputs, p.taps, step.source == "counts", step.into == "add",
@@ -380,7 +297,7 @@ class Engine:
         self._odd = not self._odd
         return self._buffer(f"bits {self._odd}", size, torch.int64)
 
-    def _product_fire(self, args: _ProductArgs, fire: Fire, steps: int, keep_currents: bool) -> Tensor:
+    def _product_fire(self, args: ProductArgs, fire: Fire, steps: int, keep_currents: bool) -> Tensor:
         """The spikes of neurons on a product's currents, in one call."""
         out = self._bits(args.images * args.height * args.width * _words(args.outputs))
         shape = (ctypes.addressof(args), steps, int(keep_currents))
@@ -401,7 +318,7 @@ class Engine:
             )
         return out
 
-    def _stem(self, pictures: Tensor, p: _Packed, threads: int) -> Tensor:
+    def _stem(self, pictures: Tensor, p: PackedProduct, threads: int) -> Tensor:
         n, c, h, w = pictures.shape
         out = self._buffer("current", n * h * w * p.outputs, torch.int16 if self.integer else torch.float32)
         if not self.integer:

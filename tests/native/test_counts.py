@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikingformer import native
-from spikingformer.engine.runner import _ProductArgs
+from spikingformer.engine.packing import ProductArgs
 from spikingformer.native.library import kernel
 from spikingformer.native.product_op import packed_weight
 from tests.native.helpers import KERNELS, spikes
@@ -31,7 +31,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None = Non
     out = torch.full((n, h, w, o), torch.nan)
     if before is not None:
         out.copy_(before.permute(0, 2, 3, 1))
-    args = _ProductArgs(
+    args = ProductArgs(
         tokens.data_ptr(), packed.data_ptr(), scale.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h, w, c, o, k * k,
         1, before is not None, int(x.max()), torch.get_num_threads(), None,
     )  # fmt: skip

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from spikingformer import native
-from spikingformer.engine.runner import _float_neuron, _ProductArgs
+from spikingformer.engine.packing import ProductArgs
+from spikingformer.engine.runner import _float_neuron
 from spikingformer.native.library import kernel
 from spikingformer.native.product_op import pack_spikes, packed_weight
 from spikingformer.neurons import LIFConfig
@@ -30,7 +31,7 @@ def call(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None, steps: 
         if before is None
         else before.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     )
-    args = _ProductArgs(
+    args = ProductArgs(
         tokens.data_ptr(), packed.packed.data_ptr(), packed.scale.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h, w,
         c, o, k * k, counts, before is not None, max(int(x.max()), 1), torch.get_num_threads(), None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from spikingformer import native
 from spikingformer.engine.fixed_point import IntegerNeuron
 from spikingformer.engine.int8_reference import neuron
-from spikingformer.engine.runner import _pack_int8, _pack_rows, _ProductArgs
+from spikingformer.engine.packing import ProductArgs, pack_int8, pack_rows
 from spikingformer.native.library import kernel
 from spikingformer.native.ops import pack_spikes
 from tests.native.helpers import KERNELS, spikes
@@ -38,13 +38,13 @@ def int8_product(
     counts = x.max() > 1
     tokens = x.permute(0, 2, 3, 1).to(torch.uint8).contiguous() if counts else pack_spikes(x.float()).bits
     most = int(x.max()) if counts else 1
-    packed, rows = _pack_int8(weight), None if counts else _pack_rows(weight, scale, bias)
+    packed, rows = pack_int8(weight), None if counts else pack_rows(weight, scale, bias)
     if rows is not None and spoil_rows:
         rows.zero_()
     out = torch.full((n, h, w, o), -12345, dtype=torch.int16)
     if before is not None:
         out.copy_(before.permute(0, 2, 3, 1))
-    args = _ProductArgs(
+    args = ProductArgs(
         tokens.data_ptr(), packed.data_ptr(), scale.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h, w, c, o, k * k,
         counts, before is not None, most, torch.get_num_threads(),
         None if rows is None else rows.data_ptr(),
