@@ -90,19 +90,28 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, comparing whole names, then their last parts."""
+    """The known dotted name most like `name`, or None.
+
+    The same last part, or its initials (`lr`), comes before a similar one, and a section of about that name before the
+    others.
+    """
     known = list(known)
-    last: dict[str, str] = {}
-    for item in known:
-        last.setdefault(item.split(".")[-1], item)
-    leaf = name.split(".")[-1]
-    if leaf in last:
-        return last[leaf]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
+    section, _, leaf = name.rpartition(".")
+    near = difflib.get_close_matches(section, dict.fromkeys(item.rpartition(".")[0] for item in known), n=1)
+    inside = [item for item in known if item.rpartition(".")[0] in near]
+    for items in (inside, known):
+        for item in items:
+            last = item.rpartition(".")[2]
+            initials = "".join(word[0] for word in last.split("_"))
+            if leaf == last or (leaf == initials and "_" in last):
+                return item
+    if not inside and (close := difflib.get_close_matches(name, known, n=1)):
         return close[0]
-    close = difflib.get_close_matches(leaf, last, n=1, cutoff=0.6)
-    return last[close[0]] if close else None
+    for items in (inside, known):
+        by_last = {item.rpartition(".")[2]: item for item in reversed(items)}
+        if close := difflib.get_close_matches(leaf, by_last, n=1):
+            return by_last[close[0]]
+    return None
 
 
 def _show(value: object) -> str:
@@ -121,14 +130,16 @@ def type_name(field: FieldInfo) -> str:
 def explain_errors(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """One line a problem: key, got, expected, the field's meaning."""
     fields = fields_of(model)
-    sections = {name.rpartition(".")[0] for name in fields} - {""}
+    sections = dict.fromkeys(section for name in fields if (section := name.rpartition(".")[0]))
     lines = []
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"]]
         key = ".".join(parts)
         if problem["type"] == "extra_forbidden":
-            near = nearest(key, [*fields, *sections])
-            lines.append(f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""))
+            inside = problem["input"] if isinstance(problem["input"], dict) else {}  # of a section that is not there
+            for unknown in [f"{key}.{name}" for name in inside] or [key]:
+                near = nearest(unknown, fields if "." in unknown else [*fields, *sections])
+                lines.append(f"unknown key {unknown!r}" + (f"; did you mean {near!r}?" if near else ""))
         elif problem["type"] == "missing":
             lines.append(f"missing key {key!r}" + (f": {fields[key].description}" if key in fields else ""))
         else:
@@ -136,7 +147,8 @@ def explain_errors(error: ValidationError, model: type[BaseModel], source: str) 
                 parts.pop()  # positions inside a tuple or union
             name = ".".join(parts)
             if name in fields:
-                expected = f"expected {type_name(fields[name])} ({problem['msg']}): {fields[name].description}"
+                reason = problem["msg"].removeprefix("Value error, ")
+                expected = f"expected {type_name(fields[name])} ({reason}): {fields[name].description}"
                 lines.append(f"{name}: got {_show(problem['input'])}, {expected}")
             elif problem["type"] == "model_type" and key in sections:
                 keys = ", ".join(field for field in fields if field.startswith(f"{key}."))
