@@ -200,8 +200,26 @@ def build_recipe(values: object, source: str) -> Recipe:
         raise ValueError(explain_errors(error, Recipe, source)) from None
 
 
+def check_event_steps(recipe: Recipe, given: bool = False) -> None:
+    """Raises ValueError if model.time_steps is not the number of event frames, which the model would follow.
+
+    given: it was set on purpose; False: the default is let through, since saved recipes contain it.
+    """
+    asked, frames = recipe.model.time_steps, recipe.data.frames
+    default = ModelSettings.model_fields["time_steps"].default
+    if asked != frames and (given or asked != default):
+        raise ValueError(
+            f"model.time_steps: got {asked}, but event frames bring their own time steps: set data.frames={asked} "
+            f"(it is {frames})"
+        )
+
+
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Reads a recipe file and applies `key=value` overrides (dotted keys, YAML values; later ones win)."""
+    """Reads a recipe file and applies `key=value` overrides (dotted keys, YAML values; later ones win).
+
+    Raises:
+        ValueError: no such file, not a recipe, an unknown key, a wrong value, or an override that would not be read.
+    """
     file = find_recipe(str(path))
     try:
         text = file.read_text(encoding="utf-8")
@@ -221,7 +239,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             target = inner
         target[keys[-1]] = value
         source = f"{file} with overrides"
-    return build_recipe(values, source)
+    recipe = build_recipe(values, source)
+    if ["model", "time_steps"] in (split_override(text)[0] for text in overrides):
+        from spikingformer.data.sources import event_names
+
+        if recipe.data.name in event_names():
+            check_event_steps(recipe, given=True)
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

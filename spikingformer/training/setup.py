@@ -18,7 +18,7 @@ from spikingformer.training.checkpoint import (
     versions,
 )
 from spikingformer.training.inputs import Inputs
-from spikingformer.training.recipe import ModelSettings, Recipe
+from spikingformer.training.recipe import Recipe, check_event_steps
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -84,15 +84,6 @@ def _check_early_epochs(recipe: Recipe, kind: str) -> None:
         )
 
 
-def _check_event_steps(recipe: Recipe) -> None:
-    asked, frames = recipe.model.time_steps, recipe.data.frames
-    if asked not in (frames, ModelSettings.model_fields["time_steps"].default):
-        raise ValueError(
-            f"model.time_steps: got {asked}, but event frames bring their own time steps: set data.frames={asked} "
-            f"(it is {frames})"
-        )
-
-
 def build_model(recipe: Recipe, classes: int, kind: str, say: Callable[[str], None] = lambda text: None) -> nn.Module:
     """The recipe's model with weights from the seed, or from model.initial_checkpoint (its head is kept only if the
     number of classes is the same; `say` gets a line about it).
@@ -102,7 +93,7 @@ def build_model(recipe: Recipe, classes: int, kind: str, say: Callable[[str], No
     """
     _check_early_epochs(recipe, kind)
     if kind == "events":
-        _check_event_steps(recipe)
+        check_event_steps(recipe)
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, model_arguments(recipe, classes, kind))
     if recipe.model.initial_checkpoint is not None:

@@ -148,9 +148,21 @@ def test_every_key_is_read_and_described(name):
     assert len(fields_of(Recipe)[name].description or "") > 10
 
 
-def test_time_steps_that_event_frames_would_not_follow_are_refused():
-    recipe = load_recipe("recipes/digits_dvs/spikingformer_cml.yaml", ["model.time_steps=7"])
-    with pytest.raises(
-        ValueError, match=r"model.time_steps: got 7, but event frames .*: set data.frames=7 \(it is \d+\)"
-    ):
-        build_model(recipe, 10, "events")
+DIGITS_DVS = "recipes/digits_dvs/spikingformer_cml.yaml"
+
+
+@pytest.mark.parametrize("steps", [7, 4], ids=["other", "default"])
+def test_time_steps_that_event_frames_would_not_follow_are_refused(steps):
+    expected = rf"model.time_steps: got {steps}, but event frames .*: set data.frames={steps} \(it is 8\)"
+    with pytest.raises(ValueError, match=expected):
+        load_recipe(DIGITS_DVS, [f"model.time_steps={steps}"])
+    assert load_recipe(DIGITS_DVS, [f"model.time_steps={steps}", f"data.frames={steps}"]).model.time_steps == steps
+
+
+def test_a_saved_event_recipe_may_hold_the_default_of_time_steps_and_no_other(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    save_recipe(load_recipe(DIGITS_DVS), file)
+    build_model(load_recipe(file, ["epochs=3"]), 10, "events")
+    file.write_text(file.read_text().replace("time_steps: 4", "time_steps: 7"))
+    with pytest.raises(ValueError, match="model.time_steps: got 7"):
+        build_model(load_recipe(file), 10, "events")
