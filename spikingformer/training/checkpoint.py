@@ -130,7 +130,7 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
     import timm
 
-    import spikingformer  # noqa: F401 (registers the models)
+    from spikingformer.models import VARIANTS  # registers the models
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
@@ -142,7 +142,8 @@ def create_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except (TypeError, RuntimeError) as error:  # timm's RuntimeError: an unknown tag
-        raise ValueError(f"model {name}: {error}") from None
+        advice = "; it is not a spiking model of this package, which `spikingformer models` lists"
+        raise ValueError(f"model {name}: {error}" + ("" if name.partition(".")[0] in VARIANTS else advice)) from None
 
 
 def registered_name(model: nn.Module) -> str:

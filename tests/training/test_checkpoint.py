@@ -108,6 +108,11 @@ def test_unknown_model_names_the_nearest():
         create_model("spikingformer_cml_4_25", {})
 
 
+def test_a_model_that_is_not_spiking_is_named_as_such():
+    with pytest.raises(ValueError, match=r"model resnet18: .*; it is not a spiking model .* `spikingformer models`"):
+        create_model("resnet18", KWARGS)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_tensors_come_back_as_they_were(tmp_path, dtype):
     tensors = {"a": torch.ones(2, 3).to(dtype), "empty": torch.zeros(0).to(dtype), "scalar": torch.tensor(1).to(dtype)}
