@@ -105,7 +105,9 @@ def predict_samples(model: nn.Module, info: ModelInfo, count: int, top: int) -> 
         )
     settings = checkpoint_data(info)
     device = next(model.parameters()).device
-    loader, class_names = create_test_loader(settings, min(count, 32), 0, device, World(), class_names_of(info))
+    loader, class_names = create_test_loader(
+        settings, min(count, 32), 0, device, World(), class_names_of(info), int(info.kwargs["num_classes"])
+    )
     done = 0
     for batch in loader.batches():
         for logits, label in zip(model(batch.inputs), batch.labels, strict=True):

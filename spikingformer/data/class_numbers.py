@@ -64,6 +64,6 @@ def refuse_unknown(found: Iterable[str], numbering: dict[str, int], where: str, 
         else "remove them or complete the training part"
     )
     raise ValueError(
-        f"{where}: {len(unknown)} classes that the {numbered_by} lacks, first {first} "
+        f"{where}: {len(unknown)} class{'es' * (len(unknown) > 1)} that the {numbered_by} lacks, first {first} "
         f"(the {numbered_by} has {len(numbering)}): {advice}"
     )

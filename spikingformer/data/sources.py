@@ -139,14 +139,14 @@ def load_part(data: DataSettings, part: str, of_model: ClassNames = ()) -> Part:
         hint = next(iter(get_close_matches(data.name, known, n=1)), None)
         raise ValueError(
             f"data.name: got {data.name!r}"
-            + (f"; did you mean {hint!r}?" if hint else "")
+            + (f"; did you mean {hint!r}?" if hint else ".")
             + f" Known: {', '.join(known)}."
         )
     found = SOURCES[data.name](data, part, of_model)
     if len(found.mean) != data.channels:
         raise ValueError(
-            f"data.channels: got {data.channels}, {data.name} has {len(found.mean)}: "
-            f"set data.channels={len(found.mean)}"
+            f"data.channels: got {data.channels}, {data.name} has {len(found.mean)}: set "
+            f"data.channels={len(found.mean)}, or choose other data"
         )
     mean, std = data.mean or found.mean, data.std or found.std
     for name, value in (("mean", mean), ("std", std)):

@@ -133,7 +133,10 @@ def load_events(data: DataSettings, workers: int = 0):
     from spikingformer.data.events.event_set import load_event_parts
 
     if data.channels != 2:
-        raise ValueError(f"data.channels: got {data.channels}, event frames have 2 (OFF, ON): set data.channels=2")
+        raise ValueError(
+            f"data.channels: got {data.channels}, {data.name} has event frames with 2 (OFF, ON): set data.channels=2, "
+            "or choose a data set of pictures"
+        )
     return load_event_parts(
         data.name,
         data_root(data),

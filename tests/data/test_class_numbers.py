@@ -75,7 +75,7 @@ def test_a_models_names_number_a_test_part_alone(tmp_path, kind):
     assert part.labels.tolist() == [4] * 12 + [1] * 12
     with pytest.raises(ValueError, match="no train"):
         load_part(data, "test")
-    with pytest.raises(ValueError, match=r"1 classes that the model lacks, first 'ant' \(the model has 2\).*--data"):
+    with pytest.raises(ValueError, match=r"1 class that the model lacks, first 'ant' \(the model has 2\).*--data"):
         load_part(data, "test", ("0", "1"))
 
 
@@ -110,7 +110,7 @@ def test_commands_compare_names(tmp_path, capsys, command):
     for names, status in ((NAMES, 0), (NAMES[1:], 2)):
         model = save(tmp_path / "files.safetensors", names, {"name": "folder", "root": str(root)})
         assert main([command, model, "--device", "cpu", *extra]) == status
-    assert "1 classes that the model lacks, first '1' (the model has 4)" in capsys.readouterr().err
+    assert "1 class that the model lacks, first '1' (the model has 4)" in capsys.readouterr().err
 
 
 def test_a_converted_file_without_names_is_numbered_by_the_training_part(tmp_path, capsys):
@@ -120,8 +120,9 @@ def test_a_converted_file_without_names_is_numbered_by_the_training_part(tmp_pat
     assert main(["evaluate", model, "--device", "cpu"]) == 0
     assert "Zebra" in capsys.readouterr().out
     model = save(tmp_path / "m.safetensors", numbers[:4], data, source="converted from x.pth")
-    assert main(["evaluate", model, "--device", "cpu"]) == 2
-    assert "folder has 5 classes, but the model has 4: choose the data" in capsys.readouterr().err
+    for command in (["evaluate", model], ["predict", model, "--samples", "1"], ["energy", model, "--data"]):
+        assert main([*command, "--device", "cpu"]) == 2
+        assert "folder has 5 classes, but the model has 4: choose the data" in capsys.readouterr().err
 
 
 def test_names_that_say_nothing_are_left_aside():

@@ -98,7 +98,7 @@ def test_classes_are_numbered_by_the_training_part(tmp_path):
 
 def test_class_without_training_pictures_is_named(tmp_path):
     write_folder(tmp_path, test=("cat", "eel"))
-    with pytest.raises(ValueError, match="1 classes that the training part lacks, first 'eel'"):
+    with pytest.raises(ValueError, match="1 class that the training part lacks, first 'eel'"):
         load_parts(settings(tmp_path), 0)
 
 
