@@ -126,6 +126,9 @@ class SpikingTransformer(nn.Module):
     Called with pictures (B, C, H, W), repeated for `time_steps`, or event frames (B, T, C, H, W); returns logits
     (B, num_classes). Calls are stateless: nothing carries over from one to the next.
 
+    Input is not searched for NaN or infinity, which would take time at every call. Such a pixel only changes which
+    neurons fire, so the logits can stay finite: check data of your own with `x.isfinite().all()`.
+
     In train mode with B = 1 the last BatchNorm normalises over the very values that the head averages, so its
     gradients vanish: train with at least two samples.
     """
@@ -163,6 +166,11 @@ class SpikingTransformer(nn.Module):
     def frames(self, x: Tensor) -> tuple[Tensor, int]:
         """Input to (frames (t, B, C, H, W), repeats): a still picture is one frame that stands for T."""
         c = self.config
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"expected pictures (B, C, H, W) or event frames (B, T, C, H, W) as a torch tensor, got "
+                f"{type(x).__name__}: convert it, for example with torch.from_numpy(x).float()"
+            )
         if x.ndim not in (4, 5):
             raise ValueError(
                 f"expected pictures (B, C, H, W) or event frames (B, T, C, H, W), got shape {tuple(x.shape)}"

@@ -285,6 +285,10 @@ def test_wrong_arguments_say_what_to_do():
         small("spikingformer_4_384").stream(torch.zeros(1, 1, 16, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match="takes 3 channels, got 1"):
         small("spikingformer_4_384")(torch.zeros(1, 1, 16, 16, dtype=torch.float64))
+    for wrong in (np.zeros((1, 3, 16, 16)), [[0.0]], {"image": torch.zeros(1, 3, 16, 16)}):
+        for call in (small("spikingformer_4_384"), small("spikingformer_4_384").forward_steps):
+            with pytest.raises(ValueError, match=f"as a torch tensor, got {type(wrong).__name__}: convert it"):
+                call(wrong)
     with pytest.raises(ValueError, match="expected pictures"):
         small("spikingformer_4_384")(torch.zeros(3, 16, 16, dtype=torch.float64))
 
