@@ -77,8 +77,18 @@ class OperationCounter(TorchDispatchMode):
 
         `labels` (B,): counts how many are classified correctly. `batch_size`: samples in x, if its first axis is not
         the batch.
+
+        Raises ValueError for anything but a tensor, an empty batch, and labels that are not one class number a sample.
         """
         model = self.model
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected a tensor of inputs, got {type(x).__name__}: convert it first")
+        if labels is not None and getattr(labels, "ndim", None) != 1:
+            got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(
+                f"expected labels (B,), one class number a sample, got {got}: one-hot or soft targets become numbers "
+                "by argmax(1)"
+            )
         self._batch = batch_size or (len(labels) if labels is not None else len(x))
         if self._batch < 1:
             raise ValueError("got an empty batch: counting needs at least one sample")
@@ -367,11 +377,19 @@ def _known_steps(model: nn.Module, x: Tensor) -> int | None:
 def count_operations(
     model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor]], time_steps: int | None = None, name: str = ""
 ) -> Facts:
-    """Counts a model over batches of inputs, or of (inputs, labels) for the accuracy. See `OperationCounter`."""
+    """Counts a model over batches of inputs, or of (inputs, labels) for the accuracy. See `OperationCounter`.
+
+    Raises ValueError for a batch that is neither, and as `OperationCounter.add` does.
+    """
     counter = OperationCounter(model, time_steps, name)
     for batch in batches:
         if isinstance(batch, Tensor):
             counter.add(batch)
-        else:
+        elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
             counter.add(batch[0], batch[1])
+        else:
+            raise ValueError(
+                f"expected batches that are a tensor of inputs or a pair (inputs, labels), got {type(batch).__name__}: "
+                "take these out of it, or call OperationCounter.add yourself"
+            )
     return counter.finish()

@@ -141,7 +141,10 @@ def measure(
 
 
 def measure_model(model: nn.Module, x: Tensor, device: str = "auto", window: float = WINDOW_SECONDS) -> Measurement:
-    """Energy per sample of inference on a batch x, or why it cannot be measured."""
+    """Energy per sample of inference on a batch x, or why it cannot be measured. Raises ValueError unless x is a
+    tensor."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected a tensor of inputs, got {type(x).__name__}: convert it first")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -315,6 +316,22 @@ def test_empty_batch_and_nothing_counted_are_errors() -> None:
         count_operations(nn.Linear(2, 2), [torch.zeros(0, 2)])
     with pytest.raises(ValueError, match="at least one batch"):
         count_operations(nn.Linear(2, 2), [])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": torch.zeros(2, 3)}, r"a tensor of inputs or a pair \(inputs, labels\), got dict"),
+        ((torch.zeros(2, 3),), r"got tuple"),
+        ((np.zeros((2, 3)), torch.zeros(2)), "expected a tensor of inputs, got ndarray"),
+        ((torch.zeros(2, 3), torch.eye(2)), r"labels \(B,\), one class number a sample, got shape \(2, 2\): .*argmax"),
+        ((torch.zeros(2, 3), [0, 1]), "got list"),
+    ],
+    ids=["dict", "single", "numpy", "one-hot", "list"],
+)
+def test_batches_of_another_kind_are_named(batch: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        count_operations(nn.Linear(3, 2), [batch])  # type: ignore[list-item]
 
 
 def test_registry_is_covered() -> None:

@@ -37,6 +37,11 @@ def test_idle_power_is_subtracted() -> None:
     assert "not estimated" in result.text()
 
 
+def test_a_batch_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(ValueError, match="expected a tensor of inputs, got dict"):
+        measure_model(nn.Linear(2, 2), {"image": torch.zeros(1, 2)}, "cpu")  # type: ignore[arg-type]
+
+
 def test_rapl_counters_wrap(tmp_path: Path) -> None:
     package = tmp_path / "intel-rapl:0"
     package.mkdir()
