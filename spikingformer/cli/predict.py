@@ -26,7 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a run's folder (its best model), a checkpoint, a converted or exported file, or MODEL.TAG of weights "
         f"that come with the package; may be omitted before pictures (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders")
+    parser.add_argument("paths", nargs="*", default=[], metavar="PATH", help="files or folders")
     parser.add_argument(
         "--samples",
         type=int,
@@ -63,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint.lower().endswith(_picture_suffixes()) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
         print(f"no model given: using {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
+    if args.checkpoint.lower().endswith(RECORDINGS):
+        raise ValueError(
+            f"{args.checkpoint} has the name of a recording, not of a model: give an event model before it, "
+            f"`spikingformer predict MODEL {args.checkpoint}`"
+        )
     if args.samples < 0:
         raise ValueError(f"--samples must be at least 0, got {args.samples}")
     if args.stream is not None:
@@ -85,8 +90,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         model, info = load_model(args.checkpoint)
         model = model.to(choose_device(args.device))
-    suffixes = _picture_suffixes() if info.kind == "pictures" else RECORDINGS
+    suffixes, others = _picture_suffixes(), RECORDINGS
+    if info.kind == "events":
+        suffixes, others = others, suffixes
     files = find_files(args.paths, suffixes)
+    if wrong := [file for file in files if file.lower().endswith(others)]:
+        made_for = "pictures" if info.kind == "pictures" else "recordings of event cameras"
+        raise ValueError(f"{wrong[0]}: {args.checkpoint} was trained on {made_for}: give another model or other files")
     unreadable = 0
     sources = [predict_files(model, info, files, top, batch_size)]
     if args.samples:
@@ -107,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
                     print(f"{row['file']}: {row['hint']}", file=sys.stderr)
     if unreadable:
         raise ValueError(
-            f"{unreadable} of {len(files)} files could not be read (named above); the others were classified"
+            f"{unreadable} of {len(files)} files could not be read (named above)"
+            + ("; the others were classified" if unreadable < len(files) else "")
         )
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 
 from spikingformer.cli.device import refuse_other_than_cpu
@@ -47,6 +48,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_other_than_cpu(args.device, "windows of --stream run on the CPU here: omit it")
     if args.loop is not None and args.stream == "-":
         raise ValueError("--loop repeats a file, and standard input cannot be repeated: give the recording's path")
+    if args.stream.lower().endswith((".bin", ".bs2")):
+        raise ValueError(
+            f"--stream reads AEDAT files, and {args.stream} is an N-MNIST recording, which is short: give it as a "
+            f"file, `spikingformer predict {args.checkpoint} {args.stream}`"
+        )
+    if os.path.isfile(args.stream) and not os.path.getsize(args.stream):
+        raise ValueError(f"{args.stream} is empty: give an AEDAT recording")
     predictor = load_predictor(args.checkpoint)
     settings = settings_for(predictor, args.window, tuple(args.sensor or SENSOR), args.keep_state)
     chunks = event_chunks(args.stream)

@@ -300,3 +300,35 @@ def test_a_number_of_samples_below_none_is_refused(event_model, capsys):
 def test_what_an_exported_file_cannot_do_is_said(event_model, capsys, words, message):
     assert main(["predict", str(event_model), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_recording_without_a_model_is_said_to_be_one(recording, capsys):
+    assert main(["predict", str(recording)]) == 2
+    assert f"give an event model before it, `spikingformer predict MODEL {recording}`" in capsys.readouterr().err
+
+
+def test_files_of_the_other_kind_are_refused_before_any_is_classified(event_model, recording, picture, capsys):
+    for model, files, made_for in (
+        (event_model, [recording, picture], "recordings of event cameras"),
+        ("spikingformer_cml_4_384.cifar10", [picture, recording], "pictures"),
+    ):
+        assert main(["predict", str(model), *map(str, files)]) == 2
+        captured = capsys.readouterr()
+        assert f"{files[1]}: {model} was trained on {made_for}" in captured.err
+        assert not captured.out
+
+
+def test_without_a_readable_file_nothing_is_said_to_be_classified(event_model, tmp_path, capsys):
+    (tmp_path / "r.aedat").write_text("hello")
+    assert main(["predict", str(event_model), str(tmp_path / "r.aedat")]) == 2
+    assert capsys.readouterr().err.endswith("1 of 1 files could not be read (named above)\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("r.bs2", "is an N-MNIST recording, which is short: give it as a file"), ("r.aedat", "r.aedat is empty")],
+)
+def test_files_that_cannot_be_streamed_are_named(event_model, tmp_path, capsys, name, message):
+    (tmp_path / name).touch()
+    assert main(["predict", str(event_model), "--stream", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err
