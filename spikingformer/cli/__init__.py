@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has closed it (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("SPIKINGFORMER_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = isinstance(error, (ValueError, OSError)) or _is_out_of_memory(error)
+        if os.environ.get("SPIKINGFORMER_TRACEBACK") or not known:
             raise
         sys.stdout.flush()
         print(f"spikingformer {args.command}: {_one_screen(error)}", file=sys.stderr)
@@ -82,8 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class of its own for GPUs only; on the CPU its words have to do."""
+    words = ("can't allocate memory", "out of memory", "std::bad_alloc", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+
+
 def _one_screen(error: Exception) -> str:
     text = str(error) or type(error).__name__
+    if _is_out_of_memory(error) and not isinstance(error, (ValueError, OSError)):
+        reason = text.splitlines()[0]
+        return f"not enough memory: use a smaller batch, smaller pictures or fewer time steps ({reason})"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
     lines = text.splitlines()

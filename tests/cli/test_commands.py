@@ -313,6 +313,22 @@ def test_predict_bad_files(run_folder, capsys, tmp_path):
     assert "1 of 2 files could not be read" in captured.err
 
 
+def test_more_than_the_memory_is_said_without_a_traceback(run_folder, capsys):
+    message = refused(capsys, "bench", run_folder / "run", "--device", "cpu", "--batch-size", 10**12)
+    assert "not enough memory: use a smaller batch" in message
+
+
+def test_other_runtime_errors_keep_their_traceback(monkeypatch):
+    import spikingformer.cli.models
+
+    def broken(args):
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr(spikingformer.cli.models, "run", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["models"])
+
+
 def test_folder_that_cannot_be_written(run_folder, capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     message = refused(capsys, "train", run_folder / "tiny.yaml", "--output", tmp_path / "file" / "run")
