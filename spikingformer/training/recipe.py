@@ -31,7 +31,7 @@ class ModelSettings(Settings):
 
 class OptimizerSettings(Settings):
     name: str = Field(default="adamw", description="any optimiser of timm.optim.list_optimizers()")
-    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate for the whole batch")
+    learning_rate: float = Field(default=5e-4, gt=0, le=1e6, description="peak learning rate for the whole batch")
     weight_decay: float = Field(default=0.05, ge=0, description="decay of weights; biases and norms have none")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum, for optimisers that have one")
     clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: not clipped")
@@ -89,7 +89,7 @@ class Recipe(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
-    epochs: int = Field(ge=1, description="passes over the training part, without cooldown")
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the training part, without cooldown")
     batch_size: int = Field(
         default=64, ge=1, description="samples per optimiser step, over all processes and accumulation steps"
     )
@@ -104,7 +104,7 @@ class Recipe(Settings):
         description="weight, in the loss, of the synaptic operations as a share of those if every neuron fired; 0: off",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    seed: int = Field(default=42, ge=0, description="fixes weights, order, augmentation and mixing")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="fixes weights, order, augmentation and mixing")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         default="fp32", description="bf16, fp16: autocast (fp16 with loss scaling); fp64: for comparisons"
@@ -125,8 +125,10 @@ class Recipe(Settings):
         description="several processes: ddp, each holds the whole model; fsdp, each holds a share of it (FSDP2)",
     )
     sync_batchnorm: bool = Field(default=False, description="several processes: BatchNorm over the whole batch")
-    workers: int = Field(default=2, ge=0, description="processes that decode and augment (per_sample engine)")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of a process; null: PyTorch's choice")
+    workers: int = Field(default=2, ge=0, le=1024, description="processes that decode and augment (per_sample engine)")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads of a process; null: PyTorch's choice"
+    )
     nonfinite: Literal["stop", "skip", "step_back"] = Field(
         default="stop",
         description="a loss that is not finite: stop; skip the step and count; "
@@ -178,6 +180,8 @@ def find_recipe(path: str) -> Path:
             if candidate.is_file():
                 return candidate
     known = sorted(str(Path("recipes") / p.relative_to(recipes_folder())) for p in recipes_folder().rglob("*.yaml"))
+    if given.is_dir():
+        raise ValueError(f"{path}: a folder without recipe.yaml: give a recipe file, or the folder of a run")
     hint = next(iter(get_close_matches(str(given), known, n=1)), None)
     raise ValueError(
         f"no recipe file {path!r}"

@@ -61,6 +61,10 @@ def test_packaged_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
         ("epochs=2.5", "epochs: got 2.5, expected int"),
         ("epochs='2'", 'epochs: got "2", expected int'),
         ("seed=-1", "greater than or equal to 0"),
+        ("seed=99999999999999999999", "seed: got 99999999999999999999, expected int (Input should be less than"),
+        ("threads=1000000", "threads: got 1000000, expected int or null (Input should be less than or equal to 1024)"),
+        ("epochs=100000000000000", "epochs: got 100000000000000"),
+        ("optimizer.learning_rate=1e300", "optimizer.learning_rate: got 1e+300"),
         ("precision=fp8", "expected one of 'fp32', 'bf16', 'fp16', 'fp64'"),
         (
             "data.std=[0.5, 0.0, 0.5]",
@@ -120,6 +124,11 @@ def test_bad_file_is_named(tmp_path, text, expected):
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean recipes/digits/spikingformer_cml.yaml"):
         load_recipe("recipes/digits/spikingformer_cm.yaml")
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder without recipe.yaml: give a recipe file, or the folder of a run"):
+        load_recipe(tmp_path)
 
 
 def test_saved_recipe_reads_back_equal(tmp_path):
