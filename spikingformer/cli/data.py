@@ -35,7 +35,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check = inner.add_parser("check", help="find problems of a data folder before a long run")
     check.add_argument("name", help="digits, cifar10, cifar100, folder, tar or wds")
     check.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="as for train, e.g. data.train_shards=... data.channels=1"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="as for train, e.g. data.train_shards=... data.channels=1",
     )
     check.add_argument("--root", metavar="DIR", help="folder of the data set (default: data)")
     check.add_argument(
@@ -53,8 +57,10 @@ def run_cifar(args: argparse.Namespace) -> int:
     import sys
     from contextlib import redirect_stdout
     from pathlib import Path
+    from urllib.error import URLError
 
     from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.utils import check_md5
 
     from spikingformer.data.cifar import load_cifar
 
@@ -65,12 +71,17 @@ def run_cifar(args: argparse.Namespace) -> int:
         given = Path(args.source)
         if not given.is_file():
             raise ValueError(f"--from {given}: no such file")
+        if not check_md5(str(given), source.tgz_md5):
+            raise ValueError(
+                f"--from {given}: its MD5 is not that of the official {source.filename}, {source.tgz_md5}: it is "
+                "another file or damaged; download it again"
+            )
         if given.resolve() != (root / source.filename).resolve():
             shutil.copyfile(given, root / source.filename)
     try:
         with redirect_stdout(sys.stderr):  # torchvision prints to stdout, and --json must print one object only
             source(root, download=True)  # checks the archive's MD5 before unpacking it
-    except RuntimeError as error:
+    except (RuntimeError, URLError) as error:
         raise ValueError(
             f"{args.name}: {error}. Download {source.filename} yourself and give it with --from."
         ) from None
@@ -146,5 +157,6 @@ def run_check(args: argparse.Namespace) -> int:
             print(f"{part}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
         for problem in findings.problems:
             print(f"problem: {problem}")
-        print("no problems found" if not findings.problems else f"{len(findings.problems)} problems")
+        count = len(findings.problems)
+        print(f"{count} problem{'s' * (count > 1)}" if count else "no problems found")
     return 1 if findings.problems else 0

@@ -338,6 +338,27 @@ def test_cifar_prints_json(tmp_path, capsys, monkeypatch):
     assert found == {"data_set": "cifar100", "folder": str(tmp_path / "cifar-100-python"), "train": 9, "test": 2}
 
 
+def test_a_file_that_is_not_the_official_archive_is_not_copied(tmp_path, capsys):
+    (tmp_path / "mine.tar.gz").write_bytes(b"hello")
+    words = ["data", "cifar10", "--from", str(tmp_path / "mine.tar.gz"), "--root", str(tmp_path / "data")]
+    assert main(words) == 2
+    assert "mine.tar.gz: its MD5 is not that of the official cifar-10-python.tar.gz" in capsys.readouterr().err
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, capsys, monkeypatch):
+    import urllib.error
+
+    import torchvision
+
+    def download(self, root, download):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "__init__", download)
+    assert main(["data", "cifar10", "--root", str(tmp_path)]) == 2
+    assert "no network>. Download cifar-10-python.tar.gz yourself and give it with --from." in capsys.readouterr().err
+
+
 def test_statistics_of_the_wrong_length_are_named(tmp_path):
     write_folder(tmp_path)
     with pytest.raises(ValueError, match=r"data.mean: 3 values for data.channels=1: give 1, or null for folder's own"):
