@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spikingformer.cli.unread import refuse_given
+
 _SETS = {
     "gesture": "DVS128 Gesture: check, unpack, and build the frame cache",
     "cifar10dvs": "CIFAR10-DVS: check, unpack, and build the frame cache",
@@ -173,9 +175,13 @@ def run_show(args: argparse.Namespace) -> int:
 
     if not args.frame_ms > 0:
         raise ValueError(f"--frame-ms must be above 0, got {args.frame_ms:g}")
-    events, size = read_recording(args.file, _sensor(args.sensor))
+    sensor = _sensor(args.sensor)
+    events, size = read_recording(args.file, sensor)
+    if sensor not in (None, size):
+        raise ValueError(f"--sensor {args.sensor}: recordings of this format are {size[0]}x{size[1]}: omit it")
     start, end, what = args.start, args.end, ""
     if args.trial is not None:
+        refuse_given(args, ("start", "end"), "--trial has its own start and end: omit it")
         start, end, what = _trial_span(args.file, args.trial)
     events = cut(events, start, end, args.file)
     simulated = is_simulated(args.file)

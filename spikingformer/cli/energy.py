@@ -126,7 +126,8 @@ def _open(args: argparse.Namespace) -> OpenedModel:
 
     overrides = _overrides(args)
     if overrides and is_checkpoint(args.model):
-        raise ValueError(f"{', '.join(overrides)}: a checkpoint fixes these: give them only with a registered name")
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
+        raise ValueError(f"{options}: a checkpoint fixes these: give them only with a registered name")
     return open_model(args.model, **overrides)
 
 

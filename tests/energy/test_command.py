@@ -132,7 +132,7 @@ def test_what_counting_without_data_does_not_read_is_refused(words: list[str]) -
 
 def test_a_checkpoint_fixes_its_sizes(checkpoint: Path) -> None:
     for words in (["--measure"], ["--data"], []):
-        with pytest.raises(ValueError, match="time_steps: a checkpoint fixes these"):
+        with pytest.raises(ValueError, match="--time-steps: a checkpoint fixes these"):
             command(str(checkpoint), *words, "--time-steps", "8")
 
 

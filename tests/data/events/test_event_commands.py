@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from spikingformer.cli.data_events import add_data_parsers
-from spikingformer.data.events import write_aedat31, write_nmnist
+from spikingformer.data.events import make_events, write_aedat20, write_aedat31, write_nmnist
 from spikingformer.data.events.event_set import load_event_parts
 from spikingformer.data.events.recording import load_recording_as_frames, read_recording
 from spikingformer.data.events.show import colour_frames
@@ -50,6 +50,15 @@ def test_show_writes_a_strip_and_an_animation(real_events_dir: Path, tmp_path: P
         call("show", file, "--trial", 11, "--output", tmp_path)
     with pytest.raises(ValueError, match="It spans"):
         call("show", file, "--start", 1, "--end", 2, "--output", tmp_path)
+
+
+def test_options_of_show_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.aedat"
+    write_aedat20(file, make_events([1, 2], [3, 4], [5, 6], [0, 1]))
+    with pytest.raises(ValueError, match="--sensor 34x34: recordings of this format are 128x128"):
+        call("show", file, "--sensor", "34x34", "--output", tmp_path)
+    with pytest.raises(ValueError, match="--start 3: --trial has its own start and end"):
+        call("show", file, "--trial", 1, "--start", 3, "--output", tmp_path)
 
 
 def test_colours_tell_polarity_apart() -> None:
