@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from spikingformer.files import PARTIAL, move_into_place
@@ -28,7 +29,8 @@ CARD_FILE = "README.md"
 def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: ExportMetadata, card: CardFacts) -> Path:
     """Writes config.json, model.safetensors (not folded: it can be fine-tuned) and README.md; returns the folder.
 
-    Raises ValueError for a folded model, and for a folder that already holds other files.
+    Raises ValueError for a folded model, and for a folder that already holds other files; OSError if it cannot be
+    written.
     """
     if is_folded(model):
         raise ValueError("a hub folder holds a model that can be trained further: give it before BatchNorm is folded")
@@ -55,7 +57,10 @@ def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: Exp
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=same_disk) as beside:
         made = Path(beside)
         arguments = arguments_beyond_variant(metadata)
-        save_for_hf(model, beside, model_config=config, model_args=arguments, safe_serialization=True)
+        try:
+            save_for_hf(model, beside, model_config=config, model_args=arguments, safe_serialization=True)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{target}: {error}") from None
         _keep_channels(made / CONFIG_FILE, config["pretrained_cfg"])
         (made / CARD_FILE).write_text(model_card(metadata, card), encoding="utf-8")
         target.mkdir(exist_ok=True)

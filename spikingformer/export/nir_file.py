@@ -4,6 +4,7 @@ NIR has convolutions, neurons and sums. It has no max-pool and no product of two
 written. The parts without these can (a block's MLP, the stages without a pool).
 """
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikingformer.files import replacing
+from spikingformer.files import write_atomic
 from spikingformer.layers import ConvBN, ConvBNLIF
 from spikingformer.models import SpikingTransformer, spikformer, spikingformer
 from spikingformer.neurons import LIF, LIFConfig
@@ -57,8 +58,9 @@ def export_nir(
     described = describe(model) if metadata is None else metadata
     graph = to_nir(model, part)
     graph.metadata = {**described.to_strings(), "spikingformer.part": part}
-    with replacing(target) as file:
-        nir.write(str(file), graph)
+    written = io.BytesIO()  # HDF5 ends the process if the disk is full
+    nir.write(written, graph)
+    write_atomic(target, written.getvalue())
     return ExportReport(target, target.stat().st_size, described, None, None)
 
 

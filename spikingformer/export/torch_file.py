@@ -1,5 +1,6 @@
 """torch.export programs (.pt2), and AOTInductor packages compiled from them."""
 
+import io
 import shutil
 import warnings
 import zipfile
@@ -36,7 +37,9 @@ def export_torch(
     program, inputs, expected = _traced(prepared)
     difference = None
     with replacing(target) as file:
-        torch.export.save(program, str(file), extra_files=prepared.metadata.to_strings())
+        written = io.BytesIO()  # torch ends the process if the disk is full
+        torch.export.save(program, written, extra_files=prepared.metadata.to_strings())
+        file.write_bytes(written.getbuffer())
         if check:
             with torch.no_grad():
                 got = torch.export.load(str(file)).module()(*inputs)[0]

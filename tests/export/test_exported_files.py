@@ -1,6 +1,8 @@
 """Exported files on disk: damage is found, nothing of the user's is overwritten, a failed write changes nothing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,12 +76,12 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, model, monkeypatch
     path = export_nir(model, tmp_path / "m.nir", part="stem.last").path
     before = path.read_bytes()
 
-    def full_disk(file, graph):
+    def full_disk(file, content):
         with open(file, "wb") as partial:
             partial.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nir.write", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_nir(model, path, part="stem.last")
     assert path.read_bytes() == before
@@ -154,3 +156,40 @@ def test_a_checkpoint_is_asked_for_where_an_export_was_given(tmp_path, model):
     path = export_weights(model, tmp_path / "m.safetensors", check=False).path
     with pytest.raises(ValueError, match="an exported file, which `predict` runs; give the checkpoint"):
         load_model(path)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from spikingformer.export import describe, export_nir, export_onnx, export_torch, export_weights
+from spikingformer.export.hub import save_hub_folder
+from spikingformer.export.model_card import CardFacts
+from tests.export.conftest import small_model
+
+model, folder = small_model("spikingformer_cml_4_384", time_steps=2, img_size=16), Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for name, write in (
+    ("m.onnx", export_onnx),
+    ("m.pt2", export_torch),
+    ("m.safetensors", export_weights),
+    ("m.nir", lambda model, path: export_nir(model, path, part="stem.last")),
+    ("m-hub", lambda model, path: save_hub_folder(model, path, describe(model), CardFacts())),
+):
+    try:
+        write(model, folder / name)
+    except OSError as error:
+        assert name in f"{error.filename} {error}", error
+        assert not list(folder.iterdir()), name
+    else:
+        raise AssertionError(f"{name} was written")
+print("refused all")
+"""
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("nir")
+    words = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.endswith("refused all\n"), done.stderr
+    assert done.returncode == 0
