@@ -64,17 +64,14 @@ def pack_rows(weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor | None:
     return rows
 
 
-_STEM_INPUTS = 256  # `kStemInputs` of native/src/inference.cpp
-
-
 def _pack_picture(weight: Tensor) -> Tensor:
-    """int8 (O, C, 3, 3) to int16 [pairs of (tap, channel)][outputs, padded][2]."""
+    """int8 (O, C, 3, 3) to int16 [3 rows][pairs of (column, channel)][outputs, padded][2]."""
     o, c = weight.shape[:2]
-    if 9 * c > _STEM_INPUTS:
-        raise ValueError(f"the integer engine takes up to {_STEM_INPUTS // 9} input channels, got {c}")
-    inputs = torch.zeros(-(-9 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16)
-    inputs[: 9 * c, :o] = weight.permute(2, 3, 1, 0).reshape(9 * c, o)
-    return inputs.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
+    if (9 * c + 1) * 127 * 2**15 > 2**31:
+        raise ValueError(f"sums of the integer engine hold up to 57 input channels, got {c}: use the float engine")
+    inputs = torch.zeros(3, -(-3 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16)
+    inputs[:, : 3 * c, :o] = weight.permute(2, 3, 1, 0).reshape(3, 3 * c, o)
+    return inputs.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
 def pack_product(step: Product, max_count: int, integer: bool, bits_of_input: int) -> PackedProduct:

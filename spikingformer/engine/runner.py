@@ -330,9 +330,9 @@ class Engine:
         else:
             assert p.scale is not None
             self._call(
-                "engine_dense_stem", "pllllfpppllllllpi",
+                "engine_integer_stem", "pllllfpppllllllpi",
                 *pictures.stride(), 2.0 ** input_bits(self.program), p.weight.data_ptr(), p.scale.data_ptr(),
-                p.bias.data_ptr(), n, h, w, c, p.outputs, p.weight.shape[1], out.data_ptr(), threads,
+                p.bias.data_ptr(), n, h, w, c, p.outputs, p.weight.shape[2], out.data_ptr(), threads,
                 first=pictures.data_ptr(),
             )  # fmt: skip
         return out

@@ -26,21 +26,29 @@ def _check(name: str) -> str:
 
 
 _requested: ContextVar[str | None] = ContextVar("spikingformer_backend", default=None)
+_requested_last: str | None = None  # by any thread: torch.compile of PyTorch 2.11 cannot read a ContextVar
 
 
 def requested_backend() -> str:
     """What was asked for: by `use_backend`, else by the variable SPIKINGFORMER_BACKEND, else "auto"."""
-    return _requested.get() or _check(os.environ.get("SPIKINGFORMER_BACKEND", "auto"))
+    name = _requested_last if torch.compiler.is_compiling() else _requested.get()
+    return name or _check(os.environ.get("SPIKINGFORMER_BACKEND", "auto"))
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the neurons and layers called inside with one backend: "auto", "reference", "native" or "triton"."""
-    token = _requested.set(_check(name))
+    """Runs the neurons and layers called inside with one backend: "auto", "reference", "native" or "triton".
+
+    Per thread; models compiled by `torch.compile` follow the thread that asked last.
+    """
+    global _requested_last
+    token, before = _requested.set(_check(name)), _requested_last
+    _requested_last = name
     try:
         yield
     finally:
         _requested.reset(token)
+        _requested_last = before
 
 
 def _probe_native() -> str | None:

@@ -37,6 +37,16 @@ def test_float32_gives_the_models_logits(name):
 
 
 @pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("channels", [1, 2, 4, 57])
+def test_int8_takes_any_input_channels(channels, isa):
+    model, x = small(depth=1, in_chans=channels)
+    x = 9 * torch.randn(2, channels, 32, 44)
+    with use_isa(isa):
+        got = Engine(model, "int8").forward_steps(x)
+    assert torch.equal(got, int8_reference.run(build_program(model), x).float())
+
+
+@pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("name", NAMES)
 def test_int8_equals_its_definition_bit_for_bit(name, isa):
     model, x = small(name)
@@ -202,6 +212,8 @@ def test_refusals():
         quantize_neuron(LIFConfig(v_reset=None))
     with pytest.raises(ValueError, match="attention_scale must be a multiple .* got 0.1: use the float engine"):
         Engine(small(depth=1, attention_scale=0.1)[0], "int8")
+    with pytest.raises(ValueError, match="up to 57 input channels, got 58"):
+        Engine(small(depth=1, in_chans=58)[0], "int8")
     model.reset_classifier(0)
     with pytest.raises(ValueError, match="num_classes=0"):
         build_program(model)

@@ -3,7 +3,6 @@
 // Tokens are rows ((t * B + b) * H + y) * W + x, channels last. Spikes are bits, one row of words a token; Spikformer's
 // integer stream is one byte a channel. Currents are fp32, or 16-bit fixed point for the integer form, which
 // spikingformer/engine/int8_reference.py defines bit for bit: no operation here depends on the instruction set.
-#include "pictures.h"
 #include "spike_product.h"
 
 namespace {
@@ -284,83 +283,6 @@ void attention(const N& neuron, const uint64_t* qkv, long steps, long images, lo
   }
 }
 
-// ---- the integer form's dense first product -----------------------------------------------------------------------
-
-// Sums of products of neighbouring int16 lanes.
-SPK_INLINE Int multiply_pairs(Short a, Short b) {
-#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)
-  return (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif SPK_VECTOR_BYTES == 32 && defined(__AVX2__)
-  return (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__x86_64__)
-  return (Int)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-  Int sum;
-  for (long i = 0; i < FL; i++) sum[i] = (int)a[2 * i] * b[2 * i] + (int)a[2 * i + 1] * b[2 * i + 1];
-  return sum;
-#endif
-}
-
-// The dense first product of the integer form: pictures in units of 1 / `one`, within int16; int8 weights as int16, in
-// pairs of inputs (tap, channel): [pairs][padded outputs][2].
-constexpr long kStemInputs = 256;
-// To the nearest, halves to even, within int16
-SPK_INLINE int16_t to_short(float v) {
-  v = v < 32767.f ? v : 32767.f;  // NaN too
-  v = v > -32768.f ? v : -32768.f;
-  return (int16_t)__builtin_lrintf(v);
-}
-template <int NV>
-void dense_stem_tile(const int16_t* rows, long pitch, const int16_t* weight, const float* scale, const float* bias, long row,
-                     long width, long channels, long outputs, long padded, long column, int16_t* out) {
-  const long pairs = (9 * channels + 1) / 2;
-  int16_t patch[kStemInputs + 2] = {};
-  for (long px = 0; px < width; px++) {
-    for (long dy = 0; dy < 3; dy++) memcpy(patch + dy * 3 * channels, rows + dy * pitch + px * channels, 6 * channels);
-    Int sum[NV];
-    for (int j = 0; j < NV; j++) sum[j] = Int{};
-    for (long p = 0; p < pairs; p++) {
-      int32_t pair;
-      memcpy(&pair, patch + 2 * p, 4);
-      const Short both = (Short)(pair - (Int){});
-      for (int j = 0; j < NV; j++)
-        sum[j] += multiply_pairs(both, load_short(weight + (p * padded + column + j * FL) * 2));
-    }
-    for (int j = 0; j < NV; j++) {
-      const long place = column + j * FL, n = minimum(FL, outputs - place);
-      if (n <= 0) break;
-      ShortHalf h = __builtin_convertvector(requantize(sum[j], scale + place, bias + place, n), ShortHalf);
-      memcpy(out + (row * width + px) * outputs + place, &h, n * 2);
-    }
-  }
-}
-void dense_stem(const Pictures<float>& x, float one, const int16_t* weight, const float* scale, const float* bias,
-                long images, long height, long width, long channels, long outputs, long padded, int16_t* out,
-                int threads) {
-  const Tiles tiles(outputs);
-  const long pitch = (width + 2) * channels;
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch bordered(3 * pitch * sizeof(int16_t));  // three rows with a border of zeros
-    int16_t* rows = bordered.as<int16_t>();
-    memset(rows, 0, 3 * pitch * sizeof(int16_t));
-#pragma omp for schedule(static)
-    for (long row = 0; row < images * height; row++) {
-      for (long dy = 0; dy < 3; dy++) {
-        const long y = row % height + dy - 1;
-        int16_t* to = rows + dy * pitch + channels;
-        if (y < 0 || y >= height) memset(to, 0, width * channels * sizeof(int16_t));
-        else x.copy_row(row / height, y, width, channels, to, [&](float v) { return to_short(v * one); });
-      }
-      with_vectors<kMaxVectors>(tiles.vectors, [&](auto nv) {
-        for (long tile = 0; tile < tiles.count; tile++)
-          dense_stem_tile<nv.value>(rows, pitch, weight, scale, bias, row, width, channels, outputs, padded,
-                                    tile * tiles.width(), out);
-      });
-    }
-  }
-}
-
 // counts[token][channel] += bit, for Spikformer's stream; set: counts = bit.
 void add_bits(const uint64_t* bits, long tokens, long channels, bool set, uint8_t* counts, int threads) {
   const long words = words_of(channels);
@@ -467,13 +389,6 @@ SPK_EXPORT(engine_pack_rows)(const int8_t* weight, const float* scale, const flo
 #else
   *bytes = 0;
 #endif
-}
-// x: images x channels x height x width, at any strides
-SPK_EXPORT(engine_dense_stem)(const float* x, long image, long channel, long row, long column, float one,
-                              const int16_t* weight, const float* scale, const float* bias, long images, long height,
-                              long width, long channels, long outputs, long padded, int16_t* out, int threads) {
-  dense_stem({x, image, channel, row, column}, one, weight, scale, bias, images, height, width, channels, outputs, padded,
-             out, threads);
 }
 SPK_EXPORT(engine_add_bits)(const uint64_t* bits, long tokens, long channels, int set, uint8_t* counts, int threads) {
   add_bits(bits, tokens, channels, set, counts, threads);

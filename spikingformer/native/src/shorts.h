@@ -10,10 +10,19 @@ typedef int8_t Bytes __attribute__((vector_size(SPK_VECTOR_BYTES / 2)));  // as 
 typedef Float::Integer Int;
 constexpr long SL = SPK_VECTOR_BYTES / 2, FL = Float::lanes;
 
-SPK_INLINE Short load_short(const int16_t* p, long n = SL) {
+SPK_INLINE Short load_short(const int16_t* p) {
+  Short v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+SPK_INLINE Short load_short(const int16_t* p, long n) {
+#if SPK_VECTOR_BYTES == 64 && defined(__AVX512BW__)  // a copy of unknown size is a call
+  return (Short)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+#else
   Short v = {};
   memcpy(&v, p, n * 2);
   return v;
+#endif
 }
 SPK_INLINE Short splat_short(int v) { return (int16_t)v - (Short){}; }
 SPK_INLINE Int low(Short v) {
