@@ -12,7 +12,11 @@ def small(name: str = "spikingformer_cml_4_384", batch: int = 3, **kwargs) -> tu
     model = timm.create_model(name, **kwargs)
     size = model.config.img_size
     events = model.config.takes_events
-    x = torch.poisson(torch.full((batch, 4, 2, *size), 0.5)) if events else torch.randn(batch, 3, *size)
+    x = (
+        torch.poisson(torch.full((batch, 4, 2, *size), 0.5))
+        if events
+        else torch.randn(batch, model.config.in_chans, *size)
+    )
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             nn.init.uniform_(m.weight, 0.8, 2.0)
