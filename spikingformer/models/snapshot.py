@@ -1,7 +1,8 @@
 """Whether a model is still what it was at an earlier call: its modules, their settings, their weights."""
 
+import weakref
 from itertools import chain
-from operator import is_, itemgetter
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, float32, int64, nn
@@ -11,59 +12,60 @@ from spikingformer.native.library import current_isa
 from spikingformer.native.product_op import Fingerprint, is_plain_layout
 from spikingformer.neurons import LIFConfig
 
-SETTINGS = frozenset((bool, int, float, str, tuple, LIFConfig))  # kinds of attributes that say how a module computes
+# Kinds of attributes that say how a module computes
+SETTINGS = frozenset((bool, int, float, str, tuple, type(None), LIFConfig))
 _PLAIN_SOURCES = ("torch.nn.modules.", "spikingformer.")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_hooks_of = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Snapshot:
     """All that decides what a model in evaluation mode computes.
 
     `holds` is asked at every call, and a small model's call takes little longer: it walks nothing and looks only at
-    what counts. It keeps no reference to the model itself, nor to attributes of its modules that are not settings.
+    what counts. Modules and tensors are referred to weakly: their attributes and hooks may refer back to the model,
+    which would never be freed.
     """
 
-    def __init__(self, model: nn.Module, modules: list[nn.Module], tensors: list[Tensor]):
-        self._isa = current_isa()
-        self._kind = type(model)
-        self._below = [m for m in modules if m is not model]
-        self._kinds = [type(m) for m in self._below]
+    def __init__(self, modules: list[nn.Module], tensors: list[Tensor]):
         own = [m.__dict__ for m in modules]
-        self._own = [(d, len(d), *_settings(d)) for d in own]
-        self._hooks = [d[name] for d in own for name in _HOOKS]
-        self._parts = [d[name] for d in own for name in ("_parameters", "_buffers", "_modules") if d[name]]
-        self._held = self._found_held()
-        self._tensors = tensors
-        self._layouts = self._found_layouts()
+        self._isa = current_isa()
+        self._modules = [weakref.ref(m) for m in modules]
+        self._kinds = [type(m) for m in modules]
+        self._settings = [(tuple(d), *_settings(d)) for d in own]
+        self._parts = [
+            (i, part) for i, d in enumerate(own) for part in ("_parameters", "_buffers", "_modules") if d[part]
+        ]
+        self._held = self._found_held(own)
+        self._tensors = [weakref.ref(t) for t in tensors]
+        self._layouts = _layouts(tensors)
         self._versions = [t._version for t in tensors]
         self._fingerprint = Fingerprint(tensors)
         self._contents = self._fingerprint()
 
-    def _found_held(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self._parts)))
+    def _found_held(self, own: list[dict[str, Any]]) -> list[int]:
+        """Which parameters, buffers and modules the modules hold."""
+        return list(map(id, chain.from_iterable(own[i][part].values() for i, part in self._parts)))
 
-    def _found_layouts(self) -> list[Any]:
-        return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in self._tensors]
-
-    def holds(self, model: nn.Module) -> bool:
-        """Whether nothing has changed in `model`, the one that the snapshot was taken of."""
-        held = self._found_held()
-        try:
-            same_settings = all(len(d) == n and get(d) == seen for d, n, get, seen in self._own)
-        except KeyError:  # an attribute is gone
+    def holds(self) -> bool:
+        """Whether nothing has changed in the model that the snapshot was taken of, which is alive."""
+        modules = [ref() for ref in self._modules]
+        tensors = [t for ref in self._tensors if (t := ref()) is not None]
+        if list(map(type, modules)) != self._kinds or len(tensors) < len(self._tensors):
             return False
+        own = [m.__dict__ for m in modules]
         return (
-            same_settings
-            and type(model) is self._kind
-            and list(map(type, self._below)) == self._kinds
-            and not any(self._hooks)
-            and len(held) == len(self._held)
-            and all(map(is_, held, self._held))
+            all(tuple(d) == names and get(d) == seen for d, (names, get, seen) in zip(own, self._settings, strict=True))
+            and not any(chain.from_iterable(map(_hooks_of, own)))
+            and self._found_held(own) == self._held
             and current_isa() == self._isa
-            and self._found_layouts() == self._layouts
-            and [t._version for t in self._tensors] == self._versions
+            and _layouts(tensors) == self._layouts
+            and [t._version for t in tensors] == self._versions
             and self._fingerprint() == self._contents  # versions see every change but those through `.data`
         )
+
+
+def _layouts(tensors: list[Tensor]) -> list[tuple]:
+    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
 
 
 def _settings(own: dict[str, Any]) -> tuple[itemgetter, object]:
@@ -95,4 +97,4 @@ def take_snapshot(model: nn.Module) -> Snapshot | None:
                 tensors.append(tensor)
             elif tensor.dtype is not int64:  # BatchNorm's count of batches
                 return None
-    return Snapshot(model, modules, tensors)
+    return Snapshot(modules, tensors)

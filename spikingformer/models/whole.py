@@ -95,7 +95,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
     ):
         return None
     ready = _ready.get(model)
-    if ready is None or not ready.snapshot.holds(model):
+    if ready is None or not ready.snapshot.holds():
         if (snapshot := take_snapshot(model)) is None:
             return None
         ready = _ready[model] = _Ready(snapshot, _piece(model))

@@ -456,6 +456,24 @@ def no_pool(model: nn.Module, x: Tensor) -> None:
     model.stem.stages[2].pool = None
 
 
+def one_more_pool(model: nn.Module, x: Tensor) -> None:
+    model.stem.stages[0].pool = "cml"
+
+
+def other_dictionary_of_parameters(model: nn.Module, x: Tensor) -> None:
+    conv = model.blocks[0].mlp.fc1.conv
+    conv._parameters = {k: v if v is None else nn.Parameter(-v.detach()) for k, v in conv._parameters.items()}
+
+
+def own_forward_for_a_note(model: nn.Module, x: Tensor) -> None:
+    mlp = model.blocks[0].mlp
+    mlp.note = []
+    with torch.no_grad():
+        model(x)
+    del mlp.note
+    mlp.forward = lambda x, state=None: torch.zeros_like(x)
+
+
 def another_norm(model: nn.Module, x: Tensor) -> None:
     model.blocks[0].mlp.fc1.bn = nn.GroupNorm(1, 288).eval()
 
@@ -494,8 +512,9 @@ CHANGES = [
     one_weight_through_data, new_data, same_memory_turned, one_parameter_replaced, one_buffer_replaced,
     another_class, one_bias_through_data,
     one_weight_in_place, through_numpy, new_head, own_head, head_without_bias, other_threshold, one_threshold,
-    more_time_steps, other_eps, other_attention_scale, fewer_blocks, no_norm, no_pool, another_norm,
-    norm_without_scale, norm_without_statistics, folded, pruned, parametrized,
+    more_time_steps, other_eps, other_attention_scale, fewer_blocks, no_norm, no_pool, one_more_pool,
+    other_dictionary_of_parameters, own_forward_for_a_note, another_norm, norm_without_scale,
+    norm_without_statistics, folded, pruned, parametrized,
 ]  # fmt: skip
 
 
@@ -637,6 +656,40 @@ def test_dead_models_are_not_kept(served):
     gc.collect()
     assert dead() is None
     assert len(whole._ready) == known - 1
+
+
+class Trainer:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def see(self, *_: object) -> None:
+        pass
+
+
+def with_owner(model: nn.Module) -> None:
+    model.owner = Trainer(model)
+
+
+def block_with_owner(model: nn.Module) -> None:
+    model.blocks[0].owner = Trainer(model)
+
+
+def gradient_hook(model: nn.Module) -> None:
+    model.head.weight.register_hook(Trainer(model).see)
+
+
+@pytest.mark.parametrize("refer_back", [with_owner, block_with_owner, gradient_hook])
+def test_models_that_refer_to_themselves_are_not_kept(refer_back, served):
+    model, x = small(batch=2)
+    refer_back(model)
+    with torch.no_grad():
+        model(x)
+    assert served[-1]
+    model.register_forward_hook(Trainer(model).see)
+    dead = weakref.ref(model)
+    del model
+    gc.collect()
+    assert dead() is None
 
 
 def test_other_models_do_not_disturb(served):
