@@ -41,10 +41,10 @@ class PackedProduct:
 def pack_int8(weight: Tensor) -> Tensor:
     """int8 (O, C, k, k) to [tile][tap][C][tile width], zeros past the last output."""
     o, c, k, _ = weight.shape
-    width = torch.zeros(1, dtype=torch.int64)
+    width = torch.zeros(1, dtype=torch.int64, device="cpu")
     kernel("engine_tile_width", "lp")(o, width.data_ptr())
     tiles = -(-o // int(width))
-    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8)
+    padded = torch.zeros(tiles * int(width), c, k * k, dtype=torch.int8, device="cpu")
     padded[:o] = weight.reshape(o, c, k * k)
     return padded.unflatten(0, (tiles, int(width))).permute(0, 3, 2, 1).contiguous()
 
@@ -53,13 +53,13 @@ def pack_rows(weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor | None:
     """int8 (O, C, k, k) as src/shuffle_product.h reads it: bytes, or None where the processor has no such shuffles."""
     o, c, k, _ = weight.shape
     by_tap = weight.reshape(o, c, k * k).transpose(1, 2).contiguous()
-    size = torch.zeros(1, dtype=torch.int64)
+    size = torch.zeros(1, dtype=torch.int64, device="cpu")
     pack = kernel("engine_pack_rows", "ppplllpp")
     shape = (by_tap.data_ptr(), scale.data_ptr(), bias.data_ptr(), o, c, k * k)
     pack(*shape, None, size.data_ptr())
     if not size:
         return None
-    rows = torch.zeros(int(size), dtype=torch.uint8)
+    rows = torch.zeros(int(size), dtype=torch.uint8, device="cpu")
     pack(*shape, rows.data_ptr(), size.data_ptr())
     return rows
 
@@ -69,7 +69,7 @@ def _pack_picture(weight: Tensor) -> Tensor:
     o, c = weight.shape[:2]
     if (9 * c + 1) * 127 * 2**15 > 2**31:
         raise ValueError(f"sums of the integer engine hold up to 57 input channels, got {c}: use the float engine")
-    inputs = torch.zeros(3, -(-3 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16)
+    inputs = torch.zeros(3, -(-3 * c // 2) * 2, -(-o // 192) * 192, dtype=torch.int16, device="cpu")
     inputs[:, : 3 * c, :o] = weight.permute(2, 3, 1, 0).reshape(3, 3 * c, o)
     return inputs.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 

@@ -104,7 +104,9 @@ class Engine:
             s for s in self.program.steps if isinstance(s, Attention) and not self.integer and not _saturates_unseen(s)
         )
         self._exact_head_width = max((self.program.config.embed_dim // s.heads for s in exact), default=0)
-        self._head_weight = self.program.head_weight.T.contiguous()
+        # Copies: in double precision they may be the model's own, at any strides
+        self._head_weight = self.program.head_weight.T.clone(memory_format=torch.contiguous_format)
+        self._head_bias = self.program.head_bias.clone(memory_format=torch.contiguous_format)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._odd = False  # which of two buffers took the last spikes
         self._plans: dict[tuple, _Plan] = {}  # by shape; they point into the buffers
@@ -123,16 +125,16 @@ class Engine:
 
     def drop_weights(self) -> None:
         """Forgets the program's weights in double precision: the packed ones are all that a run needs."""
-        none = torch.empty(0)
+        none = torch.empty(0, device="cpu")
         steps = (replace(s, weight=none, bias=none) if isinstance(s, Product) else s for s in self.program.steps)
-        self.program = replace(self.program, steps=tuple(steps), head_weight=none)
+        self.program = replace(self.program, steps=tuple(steps), head_weight=none, head_bias=none)
 
     def _buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         kept = self._buffers.get((name, dtype))
         if kept is None or len(kept) < size:
             self._plans.clear()
             self._made = None
-            kept = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            kept = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return kept[:size]
 
     def _call(self, name: str, signature: str, *args: Any, keep: Any = None, first: Any = None) -> None:
@@ -188,8 +190,10 @@ class Engine:
         if current_isa() != self._isa:
             raise RuntimeError(f"this engine was packed for {self._isa}, in use is {current_isa()}: make a new one")
         steps = c.time_steps if x.ndim == 4 else x.shape[1]
+        if steps < 1:
+            raise ValueError("event frames need at least one time step, got none")
         if not len(x):
-            return torch.empty(steps, 0, len(self.program.head_bias))
+            return torch.empty(steps, 0, len(self._head_bias), dtype=torch.float32, device="cpu")
         largest = self._slice(x, steps)
         if len(x) <= largest:
             return self._run(x, steps)
@@ -203,7 +207,7 @@ class Engine:
 
     def _run(self, x: Tensor, steps: int) -> Tensor:
         pictures = self._pictures(x)
-        logits = torch.empty(steps, len(x), len(self.program.head_bias))
+        logits = torch.empty(steps, len(x), len(self._head_bias), dtype=torch.float32, device="cpu")
         threads = torch.get_num_threads()
         key = (x.shape, pictures.stride(), steps, threads)
         if (plan := self._plans.get(key)) is None:
@@ -225,8 +229,8 @@ class Engine:
         images = x.detach() if x.ndim == 4 else x.detach().transpose(0, 1).flatten(0, 1)
         if self.integer and images.dtype == torch.float64:  # rounded once, not twice
             bits = input_bits(self.program)
-            return quantize_input(images, bits) / 2**bits
-        return images.float()
+            return quantize_input(images, bits).float() / 2**bits
+        return images.float().resolve_neg()
 
     def _first_run(self, pictures: Tensor, of: torch.Size, logits: Tensor, steps: int, threads: int) -> _Plan:
         """Runs the program on `pictures`, made from an input of shape `of`, and notes the calls."""
@@ -419,7 +423,7 @@ class Engine:
         self._call(
             f"engine_head_{name}", "ppdllllppli",
             stream.data_ptr(), unit, steps, batch, tokens, self.program.config.embed_dim, self._head_weight.data_ptr(),
-            self.program.head_bias.data_ptr(), classes, threads, first=logits.data_ptr(),
+            self._head_bias.data_ptr(), classes, threads, first=logits.data_ptr(),
         )  # fmt: skip
 
 

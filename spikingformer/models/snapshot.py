@@ -78,7 +78,7 @@ def take_snapshot(model: nn.Module) -> Snapshot | None:
     """`model` as it is, or None where its modules have to be called one by one.
 
     That is in training mode, where calls are looked at, with modules of other packages, and with weights that are not
-    float32 in the CPU's memory.
+    ordinary float32 tensors in the CPU's memory.
     """
     modules = list(model.modules())
     tensors: list[Tensor] = []
@@ -91,7 +91,7 @@ def take_snapshot(model: nn.Module) -> Snapshot | None:
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
             if tensor is None:
                 continue
-            if not tensor.is_cpu or tensor.is_inference():
+            if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.is_inference():
                 return None
             if tensor.dtype is float32 and is_plain_layout(tensor):
                 tensors.append(tensor)

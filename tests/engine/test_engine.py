@@ -279,6 +279,49 @@ def test_inputs_at_any_strides_and_with_gradients(form):
     assert torch.equal(engine(one_for_all), engine(one_for_all.contiguous()))
 
 
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_logits_are_float32_on_the_cpu_whatever_the_defaults(form):
+    model, x = small()
+    want = Engine(model, form)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            engine = Engine(model, form)
+            for given in (x, x.double()):
+                assert torch.equal(engine(given), want)
+            assert engine(x[:0]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_negated_views_are_read_as_what_they_stand_for():
+    model, x = small()
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(Engine(model)(negated), Engine(model)(-x))
+
+
+def test_event_frames_without_a_time_step_are_refused():
+    model, x = small()
+    with pytest.raises(ValueError, match="event frames need at least one time step, got none"):
+        Engine(model)(x[:, None][:, :0])
+
+
+def test_the_head_of_a_float64_model_is_copied_too():
+    model, x = small(num_classes=1)
+    model.double().head.bias.data = torch.ones(1, dtype=torch.float64)
+    engine = Engine(model)
+    before = engine(x)
+    model.head.weight.data.zero_()
+    model.head.bias.data.zero_()
+    assert torch.equal(engine(x), before)
+    model.reset_classifier(7)
+    model.double().head.bias.data = torch.ones(1, dtype=torch.float64).expand(7)
+    copied = copy.deepcopy(model)
+    copied.head.bias.data = torch.ones(7, dtype=torch.float64)
+    assert torch.equal(Engine(model)(x), Engine(copied)(x))
+
+
 def test_int8_rounds_a_float64_picture_once():
     model, x = small()
     model.stem.stages[0].conv.weight.data *= 2**12  # so that one unit of the input matters

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikingformer.models import whole
@@ -310,6 +311,29 @@ def test_a_vectorised_or_transformed_call_goes_through_the_modules(served):
         doubled = torch.func.functional_call(model, {**state, "head.bias": state["head.bias"] + 1}, (x,))
     assert_same_logits(called, want[:, 0])
     torch.testing.assert_close(doubled, called + 1)
+
+
+def test_weights_of_another_tensor_class_go_through_the_modules(served):
+    """Quantised and distributed weights are such: they have no memory of their own."""
+    model, x = small(depth=1, batch=2)
+    with torch.no_grad():
+        want = model(x)
+        weight = model.head.weight.detach()
+        model.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+        assert model.head.weight.data_ptr() == 0
+        got = model(x)
+    assert not served[-1]
+    assert_same_logits(got.a, want)
+
+
+def test_a_negated_view_is_read_as_what_it_stands_for(served):
+    model, x = small(depth=1, batch=2)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    with torch.no_grad():
+        want = model(-x)
+        assert_same_logits(model(negated), want)
+    assert_same_logits(one_by_one_of_any(model, negated), want)
 
 
 def test_errors_are_those_of_the_modules():
