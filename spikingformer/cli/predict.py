@@ -59,11 +59,13 @@ def _picture_suffixes() -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> int:
     import json
     import sys
+    from zipfile import is_zipfile
 
     if args.checkpoint.lower().endswith(_picture_suffixes()) or _holds_pictures(args.checkpoint):
         args.checkpoint, args.paths = DEFAULT_MODEL, [args.checkpoint, *args.paths]
         print(f"no model given: using {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10", file=sys.stderr)
-    if args.checkpoint.lower().endswith(RECORDINGS):
+    of_torch = is_zipfile(args.checkpoint)  # pytorch_model.bin, for one
+    if args.checkpoint.lower().endswith(RECORDINGS) and not of_torch:
         raise ValueError(
             f"{args.checkpoint} has the name of a recording, not of a model: give an event model before it, "
             f"`spikingformer predict MODEL {args.checkpoint}`"

@@ -92,8 +92,8 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known dotted name most like `name`, or None.
 
-    The same last part, or its initials (`lr`), comes before a similar one, and a section of about that name before the
-    others.
+    The same last part, its initials (`lr`) or its beginning in the same section (`schedule.warmup`) come before a
+    similar one, and a section of about that name before the others.
     """
     known = list(known)
     section, _, leaf = name.rpartition(".")
@@ -103,7 +103,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         for item in items:
             last = item.rpartition(".")[2]
             initials = "".join(word[0] for word in last.split("_"))
-            if leaf == last or (leaf == initials and "_" in last):
+            begins = items is inside and last.startswith(f"{leaf}_")
+            if leaf == last or begins or (leaf == initials and "_" in last):
                 return item
     if not inside and (close := difflib.get_close_matches(name, known, n=1)):
         return close[0]

@@ -307,6 +307,12 @@ def test_a_recording_without_a_model_is_said_to_be_one(recording, capsys):
     assert f"give an event model before it, `spikingformer predict MODEL {recording}`" in capsys.readouterr().err
 
 
+def test_a_file_of_torch_with_the_name_of_a_recording_is_said_to_be_no_checkpoint(tmp_path, picture, capsys):
+    torch.save({"head.weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    assert main(["predict", str(tmp_path / "pytorch_model.bin"), str(picture)]) == 2
+    assert "`spikingformer convert` makes one" in capsys.readouterr().err
+
+
 def test_files_of_the_other_kind_are_refused_before_any_is_classified(event_model, recording, picture, capsys):
     for model, files, made_for in (
         (event_model, [recording, picture], "recordings of event cameras"),

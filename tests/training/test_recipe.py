@@ -51,6 +51,7 @@ def test_packaged_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
         ("optimiser.learning_rate=1", "did you mean 'optimizer.learning_rate'?"),
         ("optimiser.lr=1", "unknown key 'optimiser.lr'; did you mean 'optimizer.learning_rate'?"),
         ("optimizer.lr=1", "unknown key 'optimizer.lr'; did you mean 'optimizer.learning_rate'?"),
+        ("schedule.warmup=3", "unknown key 'schedule.warmup'; did you mean 'schedule.warmup_epochs'?"),
         ("lr=1", "did you mean 'optimizer.learning_rate'?"),
         ("trainig.epochs=3", "unknown key 'trainig.epochs'; did you mean 'epochs'?"),
         ("dta.name=digits", "unknown key 'dta.name'; did you mean 'data.name'?"),
