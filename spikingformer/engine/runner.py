@@ -173,6 +173,11 @@ class Engine:
 
     def _forward_steps(self, x: Tensor) -> Tensor:
         c = self.program.config
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"expected a torch tensor, got {type(x).__name__}: convert it, for example with "
+                "torch.from_numpy(x).float()"
+            )
         if x.ndim not in (4, 5) or x.shape[-3] != c.in_chans:
             raise ValueError(
                 f"expected pictures (B, {c.in_chans}, H, W) or event frames (B, T, {c.in_chans}, H, W), got "

@@ -5,6 +5,7 @@ import pickle
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -299,6 +300,12 @@ def test_negated_views_are_read_as_what_they_stand_for():
     negated = torch.complex(x, x).conj().imag
     assert negated.is_neg()
     assert torch.equal(Engine(model)(negated), Engine(model)(-x))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 3, 32, 32)), [[0.0]], {}])
+def test_what_is_no_tensor_is_refused_by_its_kind(wrong):
+    with pytest.raises(ValueError, match=f"expected a torch tensor, got {type(wrong).__name__}: convert it"):
+        Engine(small()[0])(wrong)
 
 
 def test_event_frames_without_a_time_step_are_refused():
