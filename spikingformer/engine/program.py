@@ -140,6 +140,8 @@ def build_program(model: nn.Module) -> Program:
         raise ValueError(f"the engine runs Spikformer and Spikingformer models, got {type(model).__name__}")
     if not isinstance(model.head, nn.Linear):
         raise ValueError("the engine needs a classifier: this model was made with num_classes=0")
+    if model.head.bias is None:
+        raise ValueError("the engine needs a classifier with a bias: give it one of zeros")
     return Program(
         replace(model.config, time_steps=model.time_steps),  # T may have been set since the model was made
         tuple(steps),

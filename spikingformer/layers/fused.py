@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from spikingformer.native.eager import is_in_memory
 from spikingformer.neurons import LIF, LIFConfig
 from spikingformer.neurons.backend import choose_backend
 
@@ -75,6 +76,7 @@ def _native_serves(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and tensors[0].dtype in (torch.float32, torch.float64)
+        and all(map(is_in_memory, tensors))
         and len({t.dtype for t in tensors}) == 1
     )
 

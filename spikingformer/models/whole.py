@@ -88,7 +88,7 @@ def run_whole(model: nn.Module, x: Tensor) -> Tensor | None:
         or x.dtype != torch.float32
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.is_autocast_enabled("cpu")
         or watches_calls()
         or choose_backend(x) != "native"

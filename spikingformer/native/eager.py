@@ -20,11 +20,12 @@ def is_plain_call(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack()
         or torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or not all(x is None or _is_in_memory(x) for x in tensors)
+        or not all(x is None or is_in_memory(x) for x in tensors)
     )
 
 
-def _is_in_memory(x: Tensor) -> bool:
+def is_in_memory(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor whose numbers lie in a CPU's memory as they are."""
     plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
     return plain and not x.is_neg() and not x._is_zerotensor()
 

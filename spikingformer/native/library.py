@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .eager import is_in_memory
+
 ISA_VARIABLE = "SPIKINGFORMER_NATIVE_ISA"
 KEEP_VARIABLE = "SPIKINGFORMER_KEEP_MEMORY"  # "0": leave the C library's allocator as it is
 
@@ -157,11 +159,12 @@ def _bind(isa: str, name: str, signature: str) -> Callable[..., None]:
 
 
 def serves_float32(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels take these: float32 on the CPU, not traced, not under autocast."""
+    """Whether the kernels take these: ordinary float32 tensors on the CPU, not traced or transformed, no autocast."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(is_in_memory(t) and t.dtype == torch.float32 for t in tensors)
         and bool(available_isas())
     )
 

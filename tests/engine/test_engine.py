@@ -215,6 +215,9 @@ def test_refusals():
         Engine(small(depth=1, attention_scale=0.1)[0], "int8")
     with pytest.raises(ValueError, match="up to 57 input channels, got 58"):
         Engine(small(depth=1, in_chans=58)[0], "int8")
+    model.head.bias = None
+    with pytest.raises(ValueError, match="a classifier with a bias"):
+        build_program(model)
     model.reset_classifier(0)
     with pytest.raises(ValueError, match="num_classes=0"):
         build_program(model)

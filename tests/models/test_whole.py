@@ -326,6 +326,20 @@ def test_weights_of_another_tensor_class_go_through_the_modules(served):
     assert_same_logits(got.a, want)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["stem.stages.0", "stem.stages.1", "blocks.0.attn.q", "blocks.0.mlp.fc2"])
+def test_a_product_with_weights_of_another_tensor_class(name, training):
+    model, x = small(depth=1, batch=2)
+    model.train(training)
+    with torch.no_grad():
+        want = copy.deepcopy(model)(x)
+        conv = model.get_submodule(name).conv
+        weight = conv.weight.detach()
+        conv.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+        model.get_submodule(name).bn.register_forward_pre_hook(lambda _, args: args[0].a)
+        assert_same_logits(model(x), want)
+
+
 def test_a_negated_view_is_read_as_what_it_stands_for(served):
     model, x = small(depth=1, batch=2)
     negated = torch.complex(x, x).conj().imag
