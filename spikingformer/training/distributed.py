@@ -1,6 +1,7 @@
 """One process of several: torchrun's or SLURM's environment, collective sums, one process that speaks."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,17 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         ) from None
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            leave_group()
+
+
+def leave_group(group: dist.ProcessGroup | None = None) -> None:
+    """Destroys a group (default: that of all processes), whose collectives are over.
+
+    Gloo's threads give back their last tensors under Python's lock. A group that goes away at that moment holds the
+    lock and waits for them, forever (seen with PyTorch 2.11): so they get time first.
+    """
+    time.sleep(0.1)
+    dist.destroy_process_group(group)
 
 
 def _store_of_this_attempt(world: World) -> dist.Store | None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from spikingformer.training.distributed import World
+from spikingformer.training.distributed import World, leave_group
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +29,7 @@ def first_on_machine(world: World, work: Callable[[], _Result]) -> _Result | Non
             problem = str(error)
     problems: list[str | None] = [None] * world.size
     dist.all_gather_object(problems, problem, group=group)
-    dist.destroy_process_group(group)
+    leave_group(group)
     first = next((text for text in problems if text is not None), None)
     if first is not None:
         raise ValueError(first)
