@@ -4,6 +4,7 @@
 `timm.create_model(name, ..., checkpoint_path=path)`.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import nn
 from spikingformer.data.events.framing import Framing, framing_of
 from spikingformer.training.hub_folder import is_hub_folder, read_hub_folder
 from spikingformer.training.tensor_file import DESCRIPTION_KEY, read_tensors, write_tensors
-from spikingformer.weights import shipped_file
+from spikingformer.weights import shipped_file, shipped_weights
 
 if TYPE_CHECKING:
     from spikingformer.models import SpikingTransformer
@@ -237,7 +238,16 @@ def checkpoint_file(path: str | Path) -> Path:
 
 def named_file(path: str | Path) -> Path:
     """The checked file of MODEL.TAG weights that come with the package, else `checkpoint_file`. Raises as that does."""
-    return shipped_file(str(path)) or checkpoint_file(path)
+    name = str(path)
+    if shipped := shipped_file(name):
+        return shipped
+    file = checkpoint_file(path)
+    if not file.exists():
+        known = shipped_weights()
+        near = [tag for tag in known if tag.startswith(f"{name}.")] or difflib.get_close_matches(name, known, n=1)
+        if near:
+            raise ValueError(f"{path}: no such checkpoint file; did you mean {' or '.join(near)}?")
+    return file
 
 
 def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:

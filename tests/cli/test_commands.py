@@ -284,6 +284,15 @@ def test_truncated_checkpoint(run_folder, capsys, tmp_path):
         assert "truncated" in message
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_checkpoint_whose_name_is_nearly_right(capsys, command):
+    options = {"predict": ["--samples", 1], "export": ["--to", "onnx"]}.get(command, [])
+    found = refused(capsys, command, "spikingformer_cml_4_384.digts", *options)
+    assert "no such checkpoint file; did you mean spikingformer_cml_4_384.digits?" in found
+    found = refused(capsys, command, "spikingformer_cml_4_384", *options)
+    assert "did you mean spikingformer_cml_4_384.cifar10 or " in found
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict", "energy", "bench", "report", "export"])
 @pytest.mark.parametrize(
     ("what", "message"),
