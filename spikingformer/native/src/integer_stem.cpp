@@ -84,12 +84,7 @@ void integer_stem(const IntegerStem& s, const Pictures<float>& x, float one, int
 #pragma omp for schedule(static)
     for (long item = 0; item < s.images * s.bands(); item++) {
       const long image = item / s.bands(), y0 = item % s.bands() * kBand, rows = minimum(kBand, s.height - y0);
-      for (long y = 0; y < rows + 2; y++) {
-        const long from = y0 + y - 1;
-        int16_t* to = band + y * pitch;
-        if (from < 0 || from >= s.height) memset(to, 0, pitch * sizeof(int16_t));
-        else x.copy_row(image, from, s.width, s.channels, to + s.channels, [&](float v) { return to_short(v * one); });
-      }
+      x.copy_band(image, y0, rows, s.height, s.width, s.channels, band, pitch, [&](float v) { return to_short(v * one); });
       with_vectors<kStemVectors>(tiles.vectors, [&](auto nv) {
         for (long y = 0; y < rows; y++)
           for (long first = 0; first < s.width; first += kPixels)

@@ -21,14 +21,9 @@ struct Shape {
   long pitch() const { return (width + 2 + kRows) * channels + kRows; }  // of a row; some more zeros for the last block
 };
 
-// Rows [y0 - 1, y0 + rows + 1) of an image, channels last, with zeros around.
+// Rows [y0 - 1, y0 + rows + 1) of an image, channels last, with zeros around: `band` was cleared before.
 void copy_band(const Shape& s, const Pictures<float>& x, long image, long y0, long rows, float* band) {
-  for (long y = 0; y < rows + 2; y++) {
-    float* to = band + y * s.pitch();
-    const long from = y0 + y - 1;
-    if (from < 0 || from >= s.height) memset(to, 0, s.pitch() * sizeof(float));
-    else x.copy_row(image, from, s.width, s.channels, to + s.channels, [](float v) { return v; });
-  }
+  x.copy_band(image, y0, rows, s.height, s.width, s.channels, band, s.pitch(), [](float v) { return v; });
 }
 void clear_band(const Shape& s, float* band) { memset(band, 0, (kBand + 2) * s.pitch() * sizeof(float)); }
 
