@@ -143,7 +143,7 @@ void product_fire_chunks(const ProductArgs& a, const N& neuron, long steps, bool
   const long total = a.images / steps * a.height * a.width, words = words_of(a.outputs);
   const long least = (steps * total + usual - 1) / usual;
   const long size = round_up((total + least - 1) / least, kUnit), chunks = (total + size - 1) / size;
-  const long groups = maximum(1, minimum(words, (4 * a.threads + chunks - 1) / chunks));
+  const long groups = groups_of_tiles(words, chunks, a.threads);
 #pragma omp parallel num_threads(a.threads)
   {
     const N local = neuron;

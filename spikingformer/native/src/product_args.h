@@ -69,6 +69,14 @@ SPK_INLINE void lower_bits(const uint8_t* counts, long channels, uint64_t* to) {
 constexpr long kTileVectors = SPK_VECTOR_BYTES == 64 ? 4 : 8;  // of sums held in registers: a tile of outputs
 Tiles product_tiles(long outputs, long lanes) { return Tiles(outputs, lanes, kTileVectors); }
 
+// Groups of tiles that threads take one by one. Few chunks of tokens: several threads share one, about eight groups each,
+// so that none waits long for the others and none walks all weights for a few tokens.
+SPK_INLINE long groups_of_tiles(long tiles, long chunks, long threads) {
+  if (chunks >= 4 * threads) return 1;
+  const long tiles_of_group = maximum(1, tiles * chunks / (8 * threads));
+  return (tiles + tiles_of_group - 1) / tiles_of_group;
+}
+
 // fp32 sum * scale + bias, rounded to the nearest even, within int16
 SPK_INLINE Int requantize(Int sum, const float* scale, const float* bias, long n) {
   Float::Vector s = n == FL ? load<Float>(scale) : load_part<Float>(scale, maximum(0, n));

@@ -24,8 +24,7 @@ template <class Form> void product(const ProductArgs& a) {
   const long usual = Form::chunk(a), most = a.taps == 9 ? maximum(usual, 8 * a.width) : usual;
   const long least = maximum(1, (tokens + most - 1) / most), grain = Form::grain(a);
   const long chunk = round_up((tokens + least - 1) / least, grain), chunks = chunk ? (tokens + chunk - 1) / chunk : 0;
-  // Few chunks: several threads share one, so that no thread waits and none walks all weights for a few tokens.
-  const long groups = maximum(1, minimum(tiles.count, (4 * a.threads + chunks - 1) / chunks));
+  const long groups = groups_of_tiles(tiles.count, chunks, a.threads);
 #pragma omp parallel num_threads(a.threads)
   {
     SpikeLists lists(a, blocks, chunk + 2 * reach);
