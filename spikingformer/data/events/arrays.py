@@ -7,7 +7,9 @@ p     polarity, uint8: 1 = ON (brighter), 0 = OFF (darker)
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,12 +56,22 @@ def sort_by_time(events: NDArray[np.void]) -> NDArray[np.void]:
     return events[np.argsort(t, kind="stable")]
 
 
+def as_whole_number(value: object) -> int | None:
+    """`value` as an int where it is a whole number, NumPy's among them; else None."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several
+        return None
+
+
 def check_sensor_size(sensor_size: SensorSize) -> SensorSize:
     """(height, width) as two ints of 1..32768, or ValueError."""
-    good = len(sensor_size) == 2 and all(isinstance(n, int) and 1 <= n <= 32768 for n in sensor_size)
-    if not good:
+    sides = [as_whole_number(n) or 0 for n in sensor_size]
+    if len(sides) != 2 or not all(1 <= side <= 32768 for side in sides):
         raise ValueError(f"sensor_size is {sensor_size!r}; expected (height, width), two whole numbers of 1 to 32768.")
-    return sensor_size
+    return sides[0], sides[1]
 
 
 def check_on_sensor(events: NDArray[np.void], sensor_size: SensorSize, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import SensorSize, check_sensor_size
+from .arrays import SensorSize, as_whole_number, check_sensor_size
 
 SplitBy = Literal["number", "time"]
 DECODER_VERSION = 1  # part of every cache key: raise it whenever a reader or this file gives other frames
@@ -59,13 +59,12 @@ def events_to_frames(
         raise ValueError(
             f"frame_size {(rows, columns)} is larger than the sensor {(height, width)}; expected at most that."
         )
-    if not isinstance(time_steps, int) or time_steps < 1:
+    steps = as_whole_number(time_steps)
+    if steps is None or steps < 1:
         raise ValueError(f"time_steps is {time_steps!r}; expected a whole number of at least 1.")
-    cells = time_steps * 2 * rows * columns
+    cells = steps * 2 * rows * columns
     if cells > _MAX_CELLS:
-        raise ValueError(
-            f"{time_steps} frames of 2x{rows}x{columns} have {cells} cells; at most {_MAX_CELLS} are allowed."
-        )
+        raise ValueError(f"{steps} frames of 2x{rows}x{columns} have {cells} cells; at most {_MAX_CELLS} are allowed.")
     x, y = events["x"].astype(np.int64), events["y"].astype(np.int64)
     if len(x) and (x.min() < 0 or y.min() < 0 or x.max() >= width or y.max() >= height):
         raise ValueError(
@@ -74,9 +73,9 @@ def events_to_frames(
         )
     if (rows, columns) != (height, width):
         x, y = x * columns // width, y * rows // height
-    cell = slice_index(events["t"], time_steps, split_by)
+    cell = slice_index(events["t"], steps, split_by)
     cell = ((cell * 2 + events["p"]) * rows + y) * columns + x
-    return np.bincount(cell, minlength=cells).reshape(time_steps, 2, rows, columns)
+    return np.bincount(cell, minlength=cells).reshape(steps, 2, rows, columns)
 
 
 def compact(frames: NDArray[np.int64]) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -40,7 +40,7 @@ def read_recording(path: str | Path, sensor_size: SensorSize | None = None) -> t
         return read_aedat20(path), (128, 128)
     raise EventFileError(
         path,
-        f"starts with {start!r}.",
+        f"starts with {start!r}." if start else "is empty (0 bytes).",
         "Expected AEDAT 2.0 or 3.1 (#!AER-DAT...), or a name that ends with .bin or .bs2.",
     )
 

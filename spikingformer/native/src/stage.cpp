@@ -6,7 +6,7 @@
 // y is [Ty, B, H, W, C] with Ty = T, or 1 for a still picture whose current is the same at every step.
 // Pools are 3x3, stride 2, padding 1; of equal maxima the first in reading order gets the gradient.
 // The backward computes currents and membranes again from y, so y is all that a stage keeps.
-#include "common.h"
+#include "batch_norm.h"
 
 namespace {
 
@@ -20,18 +20,6 @@ struct Stage {
   Stage(const NeuronArgs& n, const StageArgs& a)
       : T(n.steps), Ty(a.y_steps), B(a.batch), H(a.height), W(a.width), C(a.channels), OH((H + 1) / 2),
         OW((W + 1) / 2), step(B * H * W * C), pooled_step(B * OH * OW * C), pool(a.pool), threads(a.threads) {}
-};
-
-template <class S> struct Affine {
-  const S *mean, *scale, *bias;
-};
-template <class E> struct Channel {  // one vector of channels of an Affine
-  typename E::Arithmetic::Vector mean, scale, bias;
-  Channel(const Affine<typename E::type>& a, long c, long m)
-      : mean(get_part<E>(a.mean + c, m)), scale(get_part<E>(a.scale + c, m)), bias(get_part<E>(a.bias + c, m)) {}
-  SPK_INLINE typename E::Arithmetic::Vector current(typename E::Arithmetic::Vector y) const {
-    return (y - mean) * scale + bias;
-  }
 };
 
 // Largest current of a window, where it lies (tap = 3 ky + kx) and the y there.
@@ -119,111 +107,6 @@ SPK_INLINE typename E::Arithmetic::Vector gather(const Windows& windows, const t
     sum += only_where<A>(mine, get_part<E>(grad + at, m));
   }
   return sum;
-}
-
-// One row of sums a thread, added in the threads' order: the same rounding every time.
-struct ThreadSums {
-  long width, threads;
-  Scratch memory;
-  ThreadSums(long width, int threads) : width(width), threads(threads), memory(threads * width * sizeof(double)) {
-    memset(memory.memory, 0, threads * width * sizeof(double));
-  }
-  double* mine() const { return memory.as<double>() + omp_get_thread_num() * width; }
-  double total(long i) const {
-    double sum = 0;
-    for (long t = 0; t < threads; t++) sum += memory.as<double>()[t * width + i];
-    return sum;
-  }
-};
-
-template <class E>
-void statistics(const typename E::type* y, long rows, long channels, double* mean, double* variance, int threads) {
-  typedef typename E::Arithmetic A;
-  typedef typename A::Vector V;
-  typedef typename A::Scalar S;
-  constexpr long L = A::lanes;
-  const ThreadSums all(2 * channels, threads);
-  // Sums of differences from the first row: no cancellation when the mean is large beside the deviation.
-#pragma omp parallel num_threads(threads)
-  {
-    Range mine = my_share(rows, 64);
-    double* sums = all.mine();
-    for (long r0 = mine.begin; r0 < mine.end; r0 += 64) {
-      long r1 = minimum(mine.end, r0 + 64);
-      for (long c = 0; c < channels; c += L) {
-        long m = minimum(L, channels - c);
-        V origin = get_part<E>(y + c, m), sum = {}, square = {};
-        for (long r = r0; r < r1; r++) {
-          V d = get_part<E>(y + r * channels + c, m) - origin;
-          sum += d;
-          square = multiply_add(d, d, square);
-        }
-        S a[L], b[L];
-        store<A>(a, sum);
-        store<A>(b, square);
-        for (long i = 0; i < m; i++) {
-          sums[c + i] += a[i];
-          sums[channels + c + i] += b[i];
-        }
-      }
-    }
-  }
-  for (long c = 0; c < channels; c++) {
-    double shift = all.total(c) / rows;
-    double v = all.total(channels + c) / rows - shift * shift;
-    mean[c] = (double)y[c] + shift;
-    variance[c] = v > 0 ? v : 0;
-  }
-}
-
-// BatchNorm alone: out = (y - mean) * scale + bias over rows of channels.
-template <class E>
-void normalise(const typename E::type* y, const Affine<typename E::type>& shared_affine, long rows, long channels,
-               typename E::type* out, int threads) {
-  constexpr long L = E::Arithmetic::lanes;
-#pragma omp parallel num_threads(threads)
-  {
-    const Affine<typename E::type> affine = shared_affine;  // a copy that no store can alias
-    const Range mine = my_share(rows, 1);
-    for (long r = mine.begin; r < mine.end; r++)
-      for_each_vector<L>(channels, [=](long c, long m) SPK_INLINE_LAMBDA {
-        const long at = r * channels + c;
-        put_part<E>(out + at, Channel<E>(affine, c, m).current(get_part<E>(y + at, m)), m);
-      });
-  }
-}
-
-// sums: of grad, then of grad * (y - mean), over all rows.
-template <class E>
-void gradient_sums(const typename E::type* y, const typename E::type* mean, const typename E::type* grad, long rows,
-                   long channels, double* sums, int threads) {
-  typedef typename E::Arithmetic A;
-  typedef typename A::Scalar S;
-  constexpr long L = A::lanes;
-  const ThreadSums all(2 * channels, threads);
-  const long pitch = (channels + L - 1) / L * L;
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch memory(2 * pitch * sizeof(S));
-    S *plain = memory.as<S>(), *centred = plain + pitch;
-    double* my_sums = all.mine();
-    const Range mine = my_share(rows, 64);
-    for (long r0 = mine.begin; r0 < mine.end; r0 += 64) {
-      memset(plain, 0, 2 * pitch * sizeof(S));
-      for (long r = r0; r < minimum(mine.end, r0 + 64); r++)
-        for_each_vector<L>(channels, [=](long c, long m) SPK_INLINE_LAMBDA {
-          const auto g = get_part<E>(grad + r * channels + c, m);
-          const auto d = get_part<E>(y + r * channels + c, m) - get_part<E>(mean + c, m);
-          store<A>(plain + c, load<A>(plain + c) + g);
-          store<A>(centred + c, load<A>(centred + c) + g * d);
-        });
-      for (long c = 0; c < channels; c++) {
-        my_sums[c] += plain[c];
-        my_sums[channels + c] += centred[c];
-      }
-    }
-  }
-  for (long c = 0; c < 2 * channels; c++) sums[c] = all.total(c);
 }
 
 // Neurons of one row of output pixels, some columns at a time: all of a time step before the next, so that memory is read
@@ -460,28 +343,6 @@ void normalisation_backward(const NeuronArgs& args, const StageArgs& stage_args,
 
 }  // namespace
 
-#define SPK_BOTH(call32, call64) \
-  if (element == 0) call32;      \
-  else call64
-
-SPK_EXPORT(bn_statistics)(int element, const void* y, long rows, long channels, double* mean, double* variance,
-                          int threads) {
-  SPK_BOTH(statistics<ElementF32>((const float*)y, rows, channels, mean, variance, threads),
-           statistics<ElementF64>((const double*)y, rows, channels, mean, variance, threads));
-}
-SPK_EXPORT(normalise)(int element, const void* y, const void* mean, const void* scale, const void* bias, long rows,
-                      long channels, void* out, int threads) {
-  SPK_BOTH(normalise<ElementF32>((const float*)y, {(const float*)mean, (const float*)scale, (const float*)bias}, rows,
-                                 channels, (float*)out, threads),
-           normalise<ElementF64>((const double*)y, {(const double*)mean, (const double*)scale, (const double*)bias}, rows,
-                                 channels, (double*)out, threads));
-}
-SPK_EXPORT(gradient_sums)(int element, const void* y, const void* mean, const void* grad, long rows, long channels,
-                          double* sums, int threads) {
-  SPK_BOTH(gradient_sums<ElementF32>((const float*)y, (const float*)mean, (const float*)grad, rows, channels, sums, threads),
-           gradient_sums<ElementF64>((const double*)y, (const double*)mean, (const double*)grad, rows, channels, sums,
-                                     threads));
-}
 SPK_EXPORT(stage_forward)(const NeuronArgs* n, const StageArgs* s, int element, const void* y, const void* residual,
                           const void* mean, const void* scale, const void* bias, void* spikes, void* current,
                           uint8_t* fired) {

@@ -84,6 +84,9 @@ def test_any_recording_becomes_model_input(tmp_path: Path) -> None:
     (tmp_path / "c.aedat").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"Expected AEDAT 2\.0 or 3\.1"):
         load_recording_as_frames(tmp_path / "c.aedat", 5)
+    (tmp_path / "d.aedat").write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty"):
+        load_recording_as_frames(tmp_path / "d.aedat", 5)
 
 
 def test_simulated_sets_are_marked_and_never_mixed_with_real_ones(tmp_path: Path, capsys) -> None:

@@ -60,17 +60,25 @@ def test_smaller_frames_sum_the_pixels_that_share_a_cell() -> None:
     ("change", "text"),
     [
         ({"time_steps": 0}, "time_steps is 0"),
+        ({"time_steps": np.array([4, 4])}, "time_steps is array"),
+        ({"sensor_size": (128, True)}, "sensor_size is"),
         ({"split_by": "events"}, "expected 'number' or 'time'"),
         ({"sensor_size": (64, 64)}, "outside the 64x64 sensor"),
         ({"frame_size": (256, 256)}, "larger than the sensor"),
         ({"time_steps": 10**9}, "cells"),
     ],
-    ids=["T", "split", "sensor", "frame", "memory"],
+    ids=["T", "several T", "size", "split", "sensor", "frame", "memory"],
 )
 def test_frame_errors(change: dict, text: str) -> None:
     arguments = {"time_steps": 4, "split_by": "number", "sensor_size": (128, 128), **change}
     with pytest.raises(ValueError, match=text):
         events_to_frames(random_events(100), **arguments)
+
+
+def test_whole_numbers_may_be_numpys() -> None:
+    events = random_events(100)
+    frames = events_to_frames(events, np.int64(4), "number", (np.int16(128), np.int16(128)))
+    np.testing.assert_array_equal(frames, events_to_frames(events, 4, "number", (128, 128)))
 
 
 @pytest.mark.parametrize(("highest", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)])
