@@ -2,33 +2,28 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from spikingformer.data.loading import EvaluationLoader, Step
-from spikingformer.data.mixing import mix_batch, soft_targets
 from spikingformer.data.randomness import derive_seed
 from spikingformer.energy.monitor import RateMonitor
-from spikingformer.energy.sparsity import SparsityTerm
 from spikingformer.training.checkpoint import save_model, versions
 from spikingformer.training.checkpoint_plan import CheckpointPlan
 from spikingformer.training.distributed import World, barrier, sum_over_processes
 from spikingformer.training.evaluation import Evaluation, evaluate
+from spikingformer.training.gradient_step import GradientStep
 from spikingformer.training.inputs import Inputs
 from spikingformer.training.late_value import LateValue
 from spikingformer.training.nonfinite import (
     NonFiniteLoss,
     explain,
-    gradients_are_finite,
     nan_unless_finite,
     nonfinite_in_any_process,
     running_statistics,
@@ -40,17 +35,13 @@ from spikingformer.training.parallel import (
     dealt_to,
     gathered,
     is_sharded,
-    replicate,
-    without_exchange,
 )
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import ProgressBar, Reporter, epoch_line
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_state
-from spikingformer.training.setup import LearningRate, autocast_factory, build_average, model_info, time_steps_of
+from spikingformer.training.setup import LearningRate, build_average, model_info, time_steps_of
 from spikingformer.training.signals import StopRequest
 from spikingformer.training.state import Progress, RunState, load_state, pack_optimizer, save_state, unpack_optimizer
-from spikingformer.training.step_graph import StepGraph
-from spikingformer.training.update import DeviceUpdate, is_capturable
 
 _MAX_STEP_BACKS = 5
 
@@ -60,7 +51,7 @@ class StoppedBySignal(Exception):
 
 
 class Trainer:
-    """One run in one process. `model` is the plain module, or one that `shard` has split; DDP wraps it here.
+    """One run in one process. `model` is the plain module, or one that `shard` has split.
 
     average: of the weights; None: made here if the recipe has one (a sharded model cannot be copied).
     """
@@ -85,35 +76,14 @@ class Trainer:
         self.schedule = LearningRate(recipe, optimizer, self.steps_per_epoch)
         self.ema = average or build_average(recipe, model)
         self.sharded = is_sharded(recipe, world)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.autocast: Callable[[], AbstractContextManager] = autocast_factory(recipe.precision, device)
-        self.dtype = torch.float64 if recipe.precision == "fp64" else torch.float32
+        self.gradient = GradientStep(recipe, model, optimizer, self.classes, device, world)
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch; read only when saving
         self._speed: dict[str, float] = {}
-        if recipe.sparsity and recipe.compile:
-            raise ValueError("sparsity > 0 reads the layers' inputs, which compile=true hides: set one of them off")
-        self._sparsity = SparsityTerm(model).__enter__() if recipe.sparsity else None  # for as long as the run
-        self.forward: nn.Module = self._wrap(model)
-        whole = world.size == 1 and not (recipe.compile or recipe.sparsity)
-        self._graph = (
-            StepGraph(self._one_part, model) if device.type == "cuda" and recipe.cuda_graph and whole else None
-        )
-        # fp64 needs rates and bias corrections that are no tensors of float32; fp16's scaler steps by itself
-        on_device = device.type == "cuda" and world.size == 1 and recipe.precision in ("fp32", "bf16")
-        self._device_update = (
-            DeviceUpdate(optimizer, self._apply_gradients, device, recipe.cuda_graph)
-            if on_device and is_capturable(optimizer)
-            else None
-        )
         self._rehearsed = device.type != "cuda" or not recipe.schedule.early_epochs
         self._statistics = running_statistics(model)
         self._checkpoints = CheckpointPlan(recipe.checkpoint, self.steps_per_epoch, device, world)
         self._unseen_loss: LateValue | None = None  # checked one step late, so that a GPU never waits for it
-
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        wrapped = model if self.sharded else replicate(model, self.device, self.world)
-        return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
 
     def set_time_steps(self, time_steps: int) -> None:
         """Sets the model's T, if the recipe has early epochs with another T."""
@@ -136,7 +106,7 @@ class Trainer:
         return RunState(
             gathered(tensors, self.world),
             numbers,
-            self.scaler.state_dict(),
+            self.gradient.scaler.state_dict(),
             self.progress,
             self.recipe.model_dump(mode="json"),
             self.world.size,
@@ -149,10 +119,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(dealt_to(self.ema.module, state.part("ema/")))
         unpack_optimizer(self.optimizer, state, deal_optimizer_state)
-        if self._device_update is not None:
-            self._device_update.forget()
+        self.gradient.optimizer_was_loaded()
         if state.scaler:
-            self.scaler.load_state_dict(state.scaler)
+            self.gradient.scaler.load_state_dict(state.scaler)
         self.progress = Progress(**asdict(state.progress))
         self._loss_sum.fill_(self.progress.loss_sum)
         self._unseen_loss = None
@@ -191,55 +160,16 @@ class Trainer:
             left_out = int(sum_over_processes(torch.tensor(left_out, device=self.device), self.world))
         return replace(step, samples=step.samples - left_out), left_out
 
-    def _loss(self, step: Step, epoch: int, number: int) -> torch.Tensor:
-        """Forward and backward over this process's parts; returns its share of the step's mean loss."""
-        total = torch.zeros((), device=self.device, dtype=self.dtype)
-        for position, part in enumerate(step.parts):
-            targets = soft_targets(part.labels, self.classes, self.recipe.label_smoothing).to(self.dtype)
-            mixed = number * self.recipe.accumulation_steps + position
-            inputs, targets = mix_batch(
-                part.inputs.to(self.dtype), targets, self.recipe.mixing, self.recipe.seed, epoch, mixed
-            )
-            if self.recipe.channels_last and inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            # each process's gradient is averaged over processes: weigh by samples, so uneven shares count right
-            weight = self.world.size / step.samples
-            with self._no_reduction(position < len(step.parts) - 1):
-                run = self._one_part if self._graph is None or len(step.parts) > 1 else self._graph
-                loss = run(inputs, targets, weight)
-            total += loss / self.world.size
-        return total
+    def _loss(self, step: Step) -> torch.Tensor:
+        """Forward and backward of the step under way.
 
-    def _loss_that_fits(self, step: Step) -> torch.Tensor:
-        """`_loss` of the step under way. Raises OutOfMemory, which says what would fit, if memory does not hold it."""
+        Raises OutOfMemory, which says what would fit, if memory does not hold it.
+        """
         try:
-            return self._loss(step, self.progress.epoch, self.progress.step)
+            return self.gradient.loss(step, self.progress.epoch, self.progress.step)
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
         raise out_of_memory(self, step, reason)
-
-    def drop_graphs(self) -> bool:
-        """Frees what CUDA graphs hold, for good; whether there were any."""
-        had = any(graph is not None and graph.holds_memory for graph in (self._graph, self._device_update))
-        self._graph = self._device_update = None
-        return had
-
-    def _one_part(self, inputs: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
-        """Forward and backward of one part; returns its loss: the sum over its samples times `weight`."""
-        with self.autocast():
-            logits = self.forward(inputs)
-        logits = logits if self.dtype == torch.float64 else logits.float()
-        loss = -(targets * F.log_softmax(logits, 1)).sum() * weight
-        if self._sparsity is not None:
-            loss = loss + self.recipe.sparsity * len(inputs) * weight * self._sparsity.value()
-        self.scaler.scale(loss).backward()
-        return loss.detach()
-
-    def _no_reduction(self, waits: bool) -> AbstractContextManager:
-        """Gradients are exchanged once a step, with the last part."""
-        inner = self.forward._orig_mod if self.recipe.compile else self.forward
-        assert isinstance(inner, nn.Module)
-        return without_exchange(inner) if waits else nullcontext()
 
     def _agree(self, loss: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
         """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint."""
@@ -264,27 +194,13 @@ class Trainer:
         if (name := nonfinite_in_any_process(self._tensors()[0], self.device, self.world)) is not None:
             self._stop_on(f"{name} is not finite")
 
-    def _gradients_are_finite(self) -> bool:
-        """In every process. Under fp16 the scaler leaves out steps whose gradients are not, and continues."""
-        return self.scaler.is_enabled() or gradients_are_finite(self.model, self.world)
-
     def _stop_on(self, what: str) -> NoReturn:
         p, rate = self.progress, self.optimizer.param_groups[0]["lr"]
         where = f"epoch {p.epoch + 1}, step {p.step}, learning rate {rate:.3g}"
         raise NonFiniteLoss(explain(what, where, self.recipe.nonfinite, p.step_backs, has_state(self.folder)))
 
-    def _apply_gradients(self) -> None:
-        self.scaler.unscale_(self.optimizer)
-        if self.recipe.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
     def _update(self) -> None:
-        if self._device_update is not None:
-            self._device_update()
-        else:
-            self._apply_gradients()
+        self.gradient.update()
         self.progress.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.progress.updates)
@@ -302,7 +218,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.model.buffers()] if recipe.nonfinite == "skip" else []
         step, unreadable = self._readable(step)
-        own_loss = nan_unless_finite(self._loss_that_fits(step), self._statistics)
+        own_loss = nan_unless_finite(self._loss(step), self._statistics)
         loss, asked, due = self._agree(own_loss)
         counted: torch.Tensor | None = loss
         if recipe.nonfinite == "stop":
@@ -311,7 +227,7 @@ class Trainer:
             if self.device.type == "cpu":
                 self._check_unseen_loss()
             self._update()
-        elif bool(torch.isfinite(loss)) and self._gradients_are_finite():
+        elif bool(torch.isfinite(loss)) and self.gradient.gradients_are_finite():
             self._update()
         elif recipe.nonfinite == "skip":
             p.skipped_steps += 1
@@ -333,7 +249,7 @@ class Trainer:
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         self.set_time_steps(self.recipe.model.time_steps)
-        self._loss_that_fits(step)
+        self._loss(step)
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(old)
@@ -452,7 +368,7 @@ class Trainer:
         model = self.evaluated_model()
         self._share_buffers(model)
         loader = self.inputs.validation or self.inputs.test
-        with self.autocast():
+        with self.gradient.autocast():
             evaluation = self.evaluate(model, loader)
         better = evaluation.top1 > p.best_top1
         if better:
@@ -473,17 +389,17 @@ class Trainer:
             data = self.recipe.data
             frames = (data.frames,) if self.inputs.kind == "events" else ()
             shape = (1, *frames, data.channels, data.image_size, data.image_size)
-            idle = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        return evaluate(model, loader, self.classes, world=self.world, dtype=self.dtype, idle=idle)
+            idle = torch.zeros(shape, dtype=self.gradient.dtype, device=self.device)
+        return evaluate(model, loader, self.classes, world=self.world, dtype=self.gradient.dtype, idle=idle)
 
     def _rates(self, loader: EvaluationLoader) -> dict[str, float]:
         """Firing rate and estimated energy of the weights just evaluated; says what has died or saturated."""
         samples = self.recipe.log.rate_samples
         if not samples or not self.world.is_first or self.sharded:  # counted by one process alone
             return {}
-        with self.autocast():
+        with self.gradient.autocast():
             monitor = RateMonitor(self.evaluated_model(), samples)
-            report = monitor.look(batch.inputs.to(self.dtype) for batch in loader.batches())
+            report = monitor.look(batch.inputs.to(self.gradient.dtype) for batch in loader.batches())
         self.reporter.warn_of_neurons(report.problems())
         return report.metrics()
 

@@ -44,15 +44,16 @@ def out_of_memory(trainer: Trainer, step: Step, reason: str) -> OutOfMemory:
 
     reason: PyTorch's own words. The error they are from must be gone: its traceback holds on to activations.
     """
-    recipe, size = trainer.recipe, trainer.world.size
+    recipe, size, gradient = trainer.recipe, trainer.world.size, trainer.gradient
     part = max(step.parts, key=lambda part: len(part.labels))
     tried, parts = len(part.labels), len(step.parts)
     trainer.optimizer.zero_grad(set_to_none=True)
-    had_graphs = trainer.drop_graphs()
+    had_graphs = gradient.drop_graphs()
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
     trainer.set_time_steps(recipe.model.time_steps)  # an early epoch's T may be smaller
-    fits = largest_fitting(trainer.model, part.inputs.to(trainer.dtype), trainer.autocast) if size == 1 else tried // 2
+    inputs = part.inputs.to(gradient.dtype)
+    fits = largest_fitting(trainer.model, inputs, gradient.autocast) if size == 1 else tried // 2
     resumes = (
         "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and continue with --resume. "
         if trainer.device.type == "cuda" and not recipe.grad_checkpointing

@@ -12,6 +12,7 @@ from spikingformer.data.mixing import soft_targets
 from spikingformer.training import out_of_memory
 from spikingformer.training.checkpoint import read_model_file
 from spikingformer.training.distributed import World, read_world
+from spikingformer.training.gradient_step import GradientStep
 from spikingformer.training.inputs import create_inputs
 from spikingformer.training.loop import NonFiniteLoss, Trainer
 from spikingformer.training.run import train
@@ -36,8 +37,8 @@ def poison(monkeypatch, steps: set[int]) -> list[int]:
     """Makes the loss NaN the first time each of these global steps is tried."""
     plain, tried, left = Trainer._loss, [], set(steps)
 
-    def loss(self, step, epoch, number):
-        value = plain(self, step, epoch, number)
+    def loss(self, step):
+        value = plain(self, step)
         tried.append(self.progress.global_step)
         if self.progress.global_step in left:
             left.discard(self.progress.global_step)
@@ -117,8 +118,8 @@ def test_a_gradient_that_is_not_finite(tmp_path, monkeypatch, policy):
     """The loss is finite, so only the gradients tell."""
     plain, left = Trainer._loss, {2}
 
-    def loss(self, step, epoch, number):
-        value = plain(self, step, epoch, number)
+    def loss(self, step):
+        value = plain(self, step)
         if self.progress.global_step in left:
             left.clear()
             next(self.model.parameters()).grad[0, 0, 0, 0] = float("inf")
@@ -180,8 +181,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         recipe = tiny_recipe(accumulation_steps=parts, precision="fp64", label_smoothing=0.1)
         inputs = create_inputs(recipe, CPU, World())
         model = build_model(recipe, 10, "pictures").double().eval()
-        trainer = Trainer(recipe, model, build_optimizer(recipe, model), inputs, tmp_path, CPU, World(), None, None)
-        trainer._loss(next(iter(inputs.train.steps(0, 0))), 0, 0)
+        gradient = GradientStep(recipe, model, build_optimizer(recipe, model), 10, CPU, World())
+        gradient.loss(next(iter(inputs.train.steps(0, 0))), 0, 0)
         gradients.append([p.grad for p in model.parameters()])
     for one, three in zip(*gradients, strict=True):
         torch.testing.assert_close(one, three, rtol=0, atol=1e-12)
@@ -384,13 +385,13 @@ def test_optimiser_goes_on_as_if_never_stopped(tmp_path, name):
 
 def test_early_epochs_train_with_fewer_time_steps_and_evaluate_with_all(tmp_path, monkeypatch):
     seen = []
-    own = Trainer._one_part
+    own = GradientStep._one_part
 
     def watched(self, inputs, targets, weight):
         seen.append(self.model.time_steps)
         return own(self, inputs, targets, weight)
 
-    monkeypatch.setattr(Trainer, "_one_part", watched)
+    monkeypatch.setattr(GradientStep, "_one_part", watched)
     evaluated = []
     own_evaluate = Trainer.evaluate
 
@@ -436,7 +437,7 @@ def test_a_step_that_does_not_fit_is_tried_with_all_time_steps(tmp_path, monkeyp
     def no_memory(self, step, epoch, number):
         raise torch.OutOfMemoryError("planted")
 
-    monkeypatch.setattr(Trainer, "_loss", no_memory)
+    monkeypatch.setattr(GradientStep, "loss", no_memory)
     with pytest.raises(out_of_memory.OutOfMemory, match="accumulation_steps=3"):
         train(tiny_recipe(model__time_steps=4, schedule__early_epochs=1), tmp_path / "run")
     assert tried == [4]
@@ -446,7 +447,7 @@ def test_the_rehearsal_with_all_time_steps_leaves_no_trace(tmp_path, monkeypatch
     recipe = tiny_recipe(model__time_steps=3, schedule__early_epochs=1, model__drop_path_rate=0.2)
     train(recipe, tmp_path / "plain")
     seen = []
-    plain, own = Trainer.__init__, Trainer._one_part
+    plain, own = Trainer.__init__, GradientStep._one_part
 
     def rehearsing(self, *args, **kwargs):
         plain(self, *args, **kwargs)
@@ -457,7 +458,7 @@ def test_the_rehearsal_with_all_time_steps_leaves_no_trace(tmp_path, monkeypatch
         return own(self, *args)
 
     monkeypatch.setattr(Trainer, "__init__", rehearsing)
-    monkeypatch.setattr(Trainer, "_one_part", watched)
+    monkeypatch.setattr(GradientStep, "_one_part", watched)
     train(recipe, tmp_path / "rehearsed")
     assert seen[:3] == [3, 1, 1]
     assert_same_tensors(tmp_path / "plain" / LAST_FILE, tmp_path / "rehearsed" / LAST_FILE)

@@ -16,6 +16,7 @@ from PIL import Image
 from spikingformer.data.loading import MemoryTraining
 from spikingformer.reproduce.runs import check_overrides
 from spikingformer.training.checkpoint import HELD_OUT, read_model_file
+from spikingformer.training.gradient_step import GradientStep
 from spikingformer.training.loop import StoppedBySignal, Trainer
 from spikingformer.training.recipe import save_recipe
 from spikingformer.training.run import train
@@ -155,7 +156,7 @@ def test_one_step_an_epoch_is_saved_by_time_and_steps_too(tmp_path, monkeypatch,
 def test_the_best_weights_are_those_that_the_state_knows(tmp_path, monkeypatch):
     """A step back goes to a state that knows of every best.safetensors that was written."""
     accuracies, poisoned = iter([40.0, 70.0, 50.0, 45.0]), []
-    evaluate, loss = Trainer.evaluate, Trainer._loss
+    evaluate, loss = Trainer.evaluate, GradientStep.loss
 
     def scripted(self, model, loader):
         return replace(evaluate(self, model, loader), top1=next(accuracies))
@@ -168,7 +169,7 @@ def test_the_best_weights_are_those_that_the_state_knows(tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(Trainer, "evaluate", scripted)
-    monkeypatch.setattr(Trainer, "_loss", nan_in_the_third_epoch)
+    monkeypatch.setattr(GradientStep, "loss", nan_in_the_third_epoch)
     recipe = tiny_recipe(epochs=4, checkpoint__every_epochs=10, nonfinite="step_back")
     result = train(recipe, tmp_path / "run")
     info = read_model_file(tmp_path / "run" / "best.safetensors")[1]
