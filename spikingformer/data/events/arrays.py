@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,13 +56,13 @@ def sort_by_time(events: NDArray[np.void]) -> NDArray[np.void]:
     return events[np.argsort(t, kind="stable")]
 
 
-def as_whole_number(value: object) -> int | None:
-    """`value` as an int where it is a whole number, NumPy's among them; else None."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+def as_whole_number(value: Any) -> int | None:
+    """`value` as an int if it is a whole number, of Python or NumPy; else None. A bool is none."""
+    if isinstance(value, bool):
         return None
     try:
         return operator.index(value)
-    except TypeError:  # an array of several
+    except TypeError:
         return None
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from spikingformer.files import write_atomic
 
-from .arrays import SensorSize
+from .arrays import SensorSize, as_whole_number, check_sensor_size
 from .frames import DECODER_VERSION, SplitBy, compact, events_to_frames
 from .samples import EventSample, fingerprint, read_samples
 
@@ -60,8 +60,12 @@ class FrameFormat:
     split_by: SplitBy
 
     def __post_init__(self) -> None:
-        if self.time_steps < 1:
+        steps = as_whole_number(self.time_steps)
+        if steps is None or steps < 1:
             raise FrameCacheError(f"frames: expected at least 1 time step, got {self.time_steps}")
+        # NumPy's numbers cannot be written to cache.json.
+        object.__setattr__(self, "time_steps", steps)
+        object.__setattr__(self, "frame_size", check_sensor_size(self.frame_size))
 
     def key(self, recordings: str) -> str:
         """Folder name of the cache; `recordings` is their fingerprint."""

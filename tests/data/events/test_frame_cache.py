@@ -175,6 +175,14 @@ def test_cache_description_is_plain_json(samples, tmp_path: Path) -> None:
     assert description["format"]["decoder_version"] == 1
 
 
+def test_numpys_whole_numbers_describe_the_same_cache(samples, tmp_path: Path) -> None:
+    numpys = replace(FORMAT, time_steps=np.int64(3), frame_size=(np.int16(128), np.int16(128)))
+    path = build_frame_cache(tmp_path / "numpys", samples, numpys, tmp_path / "data", shard_samples=2)
+    plain = build(samples, tmp_path)
+    assert path.name == plain.name
+    assert (path / "cache.json").read_text() == (plain / "cache.json").read_text()
+
+
 @pytest.mark.parametrize("size", [1, 4096, 65_536, 65_537, 1_000_000])
 def test_the_fingerprint_sees_changes_all_over_a_file(tmp_path: Path, size: int) -> None:
     """Of files up to 64 KB any byte, of larger ones their ends and what lies in the blocks between."""
