@@ -52,8 +52,9 @@ def out_of_memory(trainer: Trainer, step: Step, reason: str) -> OutOfMemory:
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
     trainer.set_time_steps(recipe.model.time_steps)  # an early epoch's T may be smaller
-    inputs = part.inputs.to(gradient.dtype)
-    fits = largest_fitting(trainer.model, inputs, gradient.autocast) if size == 1 else tried // 2
+    fits = tried // 2
+    if size == 1:
+        fits = largest_fitting(trainer.model, part.inputs.to(gradient.dtype), gradient.autocast)
     resumes = (
         "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and continue with --resume. "
         if trainer.device.type == "cuda" and not recipe.grad_checkpointing

@@ -130,10 +130,8 @@ def on_a_gpu(settings, graphs: bool):
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         world=World(),
         device=torch.device("cuda"),
-        dtype=torch.float32,
-        autocast=nullcontext,
         set_time_steps=lambda time_steps: None,
-        drop_graphs=lambda: graphs,
+        gradient=SimpleNamespace(dtype=torch.float32, autocast=nullcontext, drop_graphs=lambda: graphs),
     )
 
 
@@ -159,6 +157,14 @@ def test_out_of_memory_that_has_passed():
     text = str(out_of_memory(on_a_gpu(recipe(), graphs=False), FOUR, "full"))
     assert "All 4 samples fit when tried again just now" in text
     assert "accumulation_steps=2 keeps batch_size=256" in text
+
+
+def test_out_of_memory_beside_other_processes_takes_no_more_memory():
+    trainer = on_a_gpu(recipe(), graphs=False)
+    trainer.world = World(size=2)
+    uploaded = SimpleNamespace()  # no `to`: it may not be copied to another type
+    text = str(out_of_memory(trainer, Step([Batch(uploaded, FOUR.parts[0].labels)], 8), "full"))
+    assert "A micro-batch of 2 samples may fit (not tried: other processes wait)" in text
 
 
 def test_out_of_memory_with_a_single_sample():
