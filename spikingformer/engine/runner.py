@@ -73,7 +73,7 @@ class Engine:
 
     @property
     def program(self) -> Program:
-        """What is run."""
+        """The steps that are run; without their weights after `drop_weights`."""
         return self._calls.program
 
     def drop_weights(self) -> None:

@@ -20,8 +20,9 @@ from spikingformer.training.update import DeviceUpdate, is_capturable
 
 
 class GradientStep:
-    """How a recipe computes gradients and applies them. `model`: the plain module, or one that `shard` has split.
+    """How a recipe computes gradients and applies them.
 
+    `model`: the plain module, or one that `shard` has split; DDP and `torch.compile` wrap it here.
     Raises ValueError for a recipe with both sparsity and compile.
     """
 
@@ -103,7 +104,7 @@ class GradientStep:
         return self.scaler.is_enabled() or gradients_are_finite(self.model, self.world)
 
     def update(self) -> None:
-        """Changes the weights by their gradients."""
+        """The optimiser's step, with the gradients clipped first if the recipe says so."""
         if self._device_update is not None:
             self._device_update()
         else:
@@ -117,7 +118,7 @@ class GradientStep:
         self.scaler.update()
 
     def optimizer_was_loaded(self) -> None:
-        """To be called when the optimiser's state is another one than after the last update."""
+        """Must be called after a state was loaded into the optimiser: a CUDA graph would go on with the old tensors."""
         if self._device_update is not None:
             self._device_update.forget()
 

@@ -30,12 +30,7 @@ from spikingformer.training.nonfinite import (
     what_is_not_finite,
 )
 from spikingformer.training.out_of_memory import out_of_memory
-from spikingformer.training.parallel import (
-    deal_optimizer_state,
-    dealt_to,
-    gathered,
-    is_sharded,
-)
+from spikingformer.training.parallel import deal_optimizer_state, dealt_to, gathered, is_sharded
 from spikingformer.training.recipe import Recipe
 from spikingformer.training.reporting import ProgressBar, Reporter, epoch_line
 from spikingformer.training.run_folder import BEST_FILE, LAST_FILE, has_state
