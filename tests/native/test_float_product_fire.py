@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from spikingformer import native
-from spikingformer.engine.packing import ProductArgs
 from spikingformer.engine.kernel_calls import _float_neuron
+from spikingformer.engine.packing import ProductArgs
 from spikingformer.native.library import kernel
 from spikingformer.native.product_op import pack_spikes, packed_weight
 from spikingformer.neurons import LIFConfig
