@@ -66,11 +66,11 @@ def as_whole_number(value: Any) -> int | None:
         return None
 
 
-def check_sensor_size(sensor_size: SensorSize) -> SensorSize:
-    """(height, width) as two ints of 1..32768, or ValueError."""
+def check_sensor_size(sensor_size: SensorSize, name: str = "sensor_size") -> SensorSize:
+    """(height, width) as two ints of 1..32768, or ValueError, which calls it `name`."""
     sides = [as_whole_number(n) or 0 for n in sensor_size]
     if len(sides) != 2 or not all(1 <= side <= 32768 for side in sides):
-        raise ValueError(f"sensor_size is {sensor_size!r}; expected (height, width), two whole numbers of 1 to 32768.")
+        raise ValueError(f"{name} is {sensor_size!r}; expected (height, width), two whole numbers of 1 to 32768.")
     return sides[0], sides[1]
 
 

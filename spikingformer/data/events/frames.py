@@ -54,7 +54,7 @@ def events_to_frames(
     Raises ValueError for an event outside the sensor, a bad T or size, and frames too large to count.
     """
     height, width = check_sensor_size(sensor_size)
-    rows, columns = check_sensor_size(frame_size or sensor_size)
+    rows, columns = check_sensor_size(frame_size, "frame_size") if frame_size is not None else (height, width)
     if rows > height or columns > width:
         raise ValueError(
             f"frame_size {(rows, columns)} is larger than the sensor {(height, width)}; expected at most that."

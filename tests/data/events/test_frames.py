@@ -65,9 +65,10 @@ def test_smaller_frames_sum_the_pixels_that_share_a_cell() -> None:
         ({"split_by": "events"}, "expected 'number' or 'time'"),
         ({"sensor_size": (64, 64)}, "outside the 64x64 sensor"),
         ({"frame_size": (256, 256)}, "larger than the sensor"),
+        ({"frame_size": (0, 128)}, "frame_size is"),
         ({"time_steps": 10**9}, "cells"),
     ],
-    ids=["T", "several T", "size", "split", "sensor", "frame", "memory"],
+    ids=["T", "several T", "size", "split", "sensor", "frame", "no frame", "memory"],
 )
 def test_frame_errors(change: dict, text: str) -> None:
     arguments = {"time_steps": 4, "split_by": "number", "sensor_size": (128, 128), **change}
