@@ -65,7 +65,7 @@ class FrameFormat:
             raise FrameCacheError(f"frames: expected at least 1 time step, got {self.time_steps}")
         # NumPy's numbers cannot be written to cache.json.
         object.__setattr__(self, "time_steps", steps)
-        object.__setattr__(self, "frame_size", check_sensor_size(self.frame_size))
+        object.__setattr__(self, "frame_size", check_sensor_size(self.frame_size, "frame_size"))
 
     def key(self, recordings: str) -> str:
         """Folder name of the cache; `recordings` is their fingerprint."""
