@@ -177,7 +177,7 @@ def own_tables() -> dict[str, Table]:
                     ("epochs=30", "schedule.early_epochs=24", "optimizer.learning_rate=4.0e-3"), seeds=(0,),
                     energy=True),
                 Row("small/cifar10-muon", "small", "The same with Muon instead of AdamW",
-                    "recipes/cifar10/spikingformer_cml_small_muon.yaml", "the CIFAR-10 python files", seeds=(0,),
+                    "recipes/cifar10/spikingformer_cml_small_muon.yaml", "the CIFAR-10 python files", seeds=(0, 1, 2),
                     energy=True),
             ),
             50000,
