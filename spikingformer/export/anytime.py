@@ -129,11 +129,13 @@ def predict_anytime(model: SpikingTransformer, x: Tensor, threshold: float) -> t
     model.frames(x)  # raises for a shape that the model does not take
     frames = x.unbind(1) if x.ndim == 5 else (x,) * model.time_steps
     running = torch.arange(len(x), device=x.device)
-    logits = torch.zeros(len(x), model.num_classes, device=x.device)
+    logits = torch.empty(0, device=x.device)
     taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     state: StreamState | None = None
     for t, frame in enumerate(frames, 1):
         now, state = model.stream(frame[running], state)
+        if t == 1:
+            logits = torch.zeros(now.shape, device=x.device)  # a head of the user's own decides K, not num_classes
         if threshold >= 1 or t == len(frames):
             stops = torch.full((len(running),), t == len(frames), device=x.device)
         else:

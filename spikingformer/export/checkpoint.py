@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
 from spikingformer.training.checkpoint import load_model, named_file
+from spikingformer.training.hub_folder import WEIGHTS_FILE, is_hub_folder
 from spikingformer.training.tensor_file import DESCRIPTION_KEY
 
 from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_safetensors_metadata
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
-    """(model in eval mode on the CPU, metadata) of a checkpoint, a run's folder, or MODEL.TAG of shipped weights.
+    """(model in eval mode on the CPU, metadata) of a checkpoint, a run's or hub folder, or MODEL.TAG of shipped weights.
 
     Raises ValueError for a missing, damaged or exported file, and for a model that is not of this package.
     """
@@ -35,7 +36,8 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
         info.crop_fraction,
         info.event_framing if info.kind == "events" else Framing(),
     )
-    described = describe(model, info.class_names, file_sha256(source), preprocessing)
+    weights = source / WEIGHTS_FILE if is_hub_folder(source) else source
+    described = describe(model, info.class_names, file_sha256(weights), preprocessing)
     return model, replace(described, input=info.kind)
 
 

@@ -89,6 +89,15 @@ def test_wrong_input_says_what_is_expected(call, message):
         call()
 
 
+def test_a_head_of_the_users_own_decides_the_number_of_classes():
+    model = small_model("spikingformer_cml_4_384", img_size=16).eval()
+    model.head = torch.nn.Linear(model.num_features, 3)
+    x = torch.randn(2, 3, 16, 16)
+    logits, steps = predict_anytime(model, x, 1.0)
+    torch.testing.assert_close(logits, model.forward_steps(x)[-1].detach(), rtol=0, atol=1e-5)
+    assert steps.tolist() == [model.time_steps] * 2
+
+
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
 def test_running_with_a_threshold_that_is_none_is_refused(threshold):
     model = small_model("spikingformer_cml_4_384", img_size=16)

@@ -119,6 +119,20 @@ def test_an_exported_file_is_not_exported_again(checkpoint):
             spikingformer(checkpoint.with_name(name), "--to", "weights")
 
 
+def test_a_hub_folder_is_exported_like_the_checkpoint_it_was_made_from(checkpoint, capsys):
+    assert spikingformer(checkpoint, "--to", "hub") == 0
+    folder = checkpoint.with_name("best-hub")
+    capsys.readouterr()
+    assert spikingformer(folder, "--to", "weights", "--no-check", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["path"] == str(checkpoint.with_name("best-hub-folded.safetensors"))
+    assert said["checkpoint_sha256"] == file_sha256(folder / "model.safetensors")
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(
+        load_predictor(said["path"]).logits(x), load_predictor(checkpoint).logits(x), rtol=0, atol=1e-4
+    )
+
+
 def test_each_part_has_a_file_of_its_own(checkpoint):
     for part in ("blocks.0.mlp", "stem.last"):
         assert spikingformer(checkpoint, "--to", "nir", "--part", part) == 0
