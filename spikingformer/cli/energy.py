@@ -119,6 +119,10 @@ def _refuse_what_is_not_read(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.samples is not None and args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise ValueError(f"--csv: the folder {args.csv.parent} does not exist: create it, or write elsewhere")
+    if args.csv is not None and args.csv.is_dir():
+        raise ValueError(f"--csv: {args.csv} is a folder: name a file in it")
 
 
 def _open(args: argparse.Namespace) -> OpenedModel:

@@ -86,10 +86,10 @@ def _too_long(seconds: float, window: float, file: str) -> str | None:
     """Advice for a recording that is longer than two of the windows (in seconds) that the model was trained on."""
     if not window or seconds <= 2 * window:
         return None
-    return (
-        f"{seconds:.1f} s were taken as one input, but the model was trained on windows of {window:g} s: "
-        f"classify it window by window with --stream {file} --window {window:g}"
-    )
+    told = f"{seconds:.1f} s were taken as one input, but the model was trained on windows of {window:g} s"
+    if file.lower().endswith((".bin", ".bs2")):
+        return f"{told}; window by window, --stream reads AEDAT files only"
+    return f"{told}: classify it window by window with --stream {file} --window {window:g}"
 
 
 @torch.inference_mode()

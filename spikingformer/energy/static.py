@@ -26,6 +26,12 @@ def static_counts(model: torch.nn.Module | str, input_shape: tuple[int, ...] | N
             near = difflib.get_close_matches(model, spikingformer.models.VARIANTS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise ValueError(f"unknown model {model!r}{hint} `spikingformer models` lists ours")
+        _, _, tag = model.partition(".")
+        if tag and not timm.is_model_pretrained(model):
+            raise ValueError(
+                f"{model}: there are no weights {tag!r} of this model; `spikingformer models` lists those that come "
+                "with the package"
+            )
         with torch.device("meta"):
             module = timm.create_model(model, **overrides)
         name = model

@@ -16,7 +16,8 @@ from .metadata import ExportMetadata, Preprocessing, describe, file_kind, read_s
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadata]:
-    """(model in eval mode on the CPU, metadata) of a checkpoint, a run's or hub folder, or MODEL.TAG of shipped weights.
+    """(model in eval mode on the CPU, metadata) of a checkpoint, a run's or a hub folder, or MODEL.TAG of shipped
+    weights.
 
     Raises ValueError for a missing, damaged or exported file, and for a model that is not of this package.
     """

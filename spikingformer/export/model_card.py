@@ -36,9 +36,10 @@ class EnergyEstimate:
                 document["samples"],
                 document["memory_model"],
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = "does not exist" if isinstance(error, FileNotFoundError) else "is not an energy estimate"
             raise ValueError(
-                f"{path} is not an energy estimate: write it with `spikingformer energy CHECKPOINT --data --json`"
+                f"{path} {problem}: write it with `spikingformer energy CHECKPOINT --data --json`"
             ) from None
         if found.millijoules is None or not found.samples:
             raise ValueError(f"{path} has no measured rates: estimate the energy with --data")

@@ -98,13 +98,14 @@ def test_dummy_input_of_random_weights_is_said(capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["spikingformer_9"], "unknown model"),
+        (["spikingformer_cml_4_384.nope"], "no weights 'nope' of this model; `spikingformer models` lists"),
         (["resnet18"], r"resnet18 is not a model of this package \(`spikingformer models` lists them\)"),
         (["absent/best.safetensors", "--data"], "absent"),
         (["spikingformer_cml_2_256", "--data"], "add --data NAME"),
         (["spikingformer_cml_2_256", "--assume-rate", "2"], r"\[0, 1\]"),
         (["spikingformer_cml_2_256", "--data", "digit", "--img-size", "16"], "digits"),
     ],
-    ids=["name", "foreign", "file", "no data named", "rate", "data set"],
+    ids=["name", "tag", "foreign", "file", "no data named", "rate", "data set"],
 )
 def test_errors_say_what_to_do(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -134,6 +135,16 @@ def test_a_checkpoint_fixes_its_sizes(checkpoint: Path) -> None:
     for words in (["--measure"], ["--data"], []):
         with pytest.raises(ValueError, match="--time-steps: a checkpoint fixes these"):
             command(str(checkpoint), *words, "--time-steps", "8")
+
+
+def test_a_csv_file_that_cannot_be_written_is_refused_before_counting(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "_facts", lambda args: pytest.fail("counted first"))
+    with pytest.raises(ValueError, match="the folder .*absent does not exist: create it, or write elsewhere"):
+        command(str(checkpoint), "--data", "--csv", str(tmp_path / "absent" / "x.csv"))
+    with pytest.raises(ValueError, match="--csv: .* is a folder: name a file in it"):
+        command(str(checkpoint), "--data", "--csv", str(tmp_path))
 
 
 def test_the_names_offered_are_the_presets_there_are() -> None:

@@ -85,8 +85,9 @@ def test_hub_folder_has_a_card(checkpoint, capsys):
         (["--to", "weights", "--spikes"], "--spikes is for --to onnx, got --to weights"),
         (["--to", "onnx", "-o", "x.bin"], r"\*.onnx files, got 'x.bin'"),
         (["--to", "weights", "-o", "SAME"], "would overwrite the checkpoint"),
+        (["--to", "hub", "--energy", "absent.json"], "absent.json does not exist: write it with `spikingformer energy"),
     ],
-    ids=["nir-whole", "nir-streaming", "weights-spikes", "suffix", "overwrite"],
+    ids=["nir-whole", "nir-streaming", "weights-spikes", "suffix", "overwrite", "no-energy-file"],
 )
 def test_what_cannot_be_done_is_said(checkpoint, words, message):
     with pytest.raises(ValueError, match=message):

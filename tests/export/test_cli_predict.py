@@ -11,7 +11,7 @@ from PIL import Image
 
 from spikingformer.cli import main
 from spikingformer.cli.prediction import predict_files
-from spikingformer.data.events import make_events, write_aedat31
+from spikingformer.data.events import make_events, write_aedat31, write_nmnist
 from spikingformer.export import describe, export_int8, export_onnx, export_torch, export_weights
 from spikingformer.native import status
 from spikingformer.training.checkpoint import ModelInfo, save_model
@@ -171,6 +171,11 @@ def test_a_whole_recording_for_a_model_of_windows_gets_a_hint(tmp_path, capsys, 
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{tmp_path}/r.aedat: ")
     assert (f"--stream {tmp_path}/r.aedat --window 0.2" in captured.err) is hinted
+    write_nmnist(tmp_path / "r.bs2", make_events(t % 32, t % 31, t, t % 2))  # which --stream does not read
+    assert main(["predict", str(tmp_path / "best.safetensors"), str(tmp_path / "r.bs2")]) == 0
+    said = capsys.readouterr().err
+    assert ("were taken as one input" in said) is hinted
+    assert f"--stream {tmp_path}" not in said
 
 
 def test_events_that_come_late_are_said_to_be_dropped(event_model, tmp_path, capsys):
