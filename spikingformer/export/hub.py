@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 
 from spikingformer.files import PARTIAL, move_into_place
 from spikingformer.models import VARIANTS, SpikingTransformer
+from spikingformer.training.checkpoint import check_head
 from spikingformer.training.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 
 from .fold import is_folded
@@ -29,14 +30,15 @@ CARD_FILE = "README.md"
 def save_hub_folder(model: SpikingTransformer, folder: str | Path, metadata: ExportMetadata, card: CardFacts) -> Path:
     """Writes config.json, model.safetensors (not folded: it can be fine-tuned) and README.md; returns the folder.
 
-    Raises ValueError for a folded model, and for a folder that already holds other files; OSError if it cannot be
-    written.
+    Raises ValueError for a folded model, for a head that is not one linear layer of num_classes outputs, and for a
+    folder that already holds other files; OSError if it cannot be written.
     """
     if is_folded(model):
         raise ValueError("a hub folder holds a model that can be trained further: give it before BatchNorm is folded")
     target = Path(folder)
     _check_target(target)
     check_weights(model)
+    check_head(model)
     pre = metadata.preprocessing
     config: dict[str, Any] = {
         "label_names": list(metadata.class_names),

@@ -16,6 +16,7 @@ from spikingformer.engine.fixed_point import FRACTION_BITS, input_bits, quantize
 from spikingformer.engine.program import Product, Step
 from spikingformer.files import replacing
 from spikingformer.models import SpikingTransformer
+from spikingformer.training.checkpoint import check_head
 from spikingformer.training.evaluation import evaluating
 from spikingformer.training.tensor_file import read_tensors, write_tensors
 
@@ -41,6 +42,7 @@ def export_int8(
     run; no file is written then.
     """
     target = checked_target(path, ".safetensors")
+    check_head(model)
     prepared = prepare(model, example, metadata, check)
     program = build_program(prepared.model)
     bits = input_bits(program)

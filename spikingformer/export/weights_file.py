@@ -27,9 +27,11 @@ def export_weights(
 ) -> ExportReport:
     """Writes the folded weights of `model` to a safetensors file that `load_weights` builds the model from.
 
-    `example`: an input to check the fold, and the written file, with. Raises ValueError for a wrong example or path.
+    `example`: an input to check the fold, and the written file, with. Raises ValueError for a wrong example or path,
+    and for a head that is not one linear layer of num_classes outputs.
     """
     target = checked_target(path, ".safetensors")
+    checkpoint.check_head(model)
     prepared = prepare(model, example, metadata, check)
     difference = None
     with replacing(target) as file:

@@ -168,15 +168,29 @@ def registered_name(model: nn.Module) -> str:
     )
 
 
+def check_head(model: "SpikingTransformer") -> None:
+    """Raises ValueError for a head that is not the one linear layer which a file's number of classes stands for."""
+    classes, width = model.num_classes, model.num_features
+    expected = {"weight": (classes, width), "bias": (classes,)} if classes else {}
+    found = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
+    if found != expected:
+        raise ValueError(
+            f"the head was replaced: it holds {found}, but a file of weights can only describe {expected}: use "
+            "model.reset_classifier(NUMBER_OF_CLASSES) and train that head"
+        )
+
+
 def describe_model(
     model: "SpikingTransformer", class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> ModelInfo:
     """The description of a model of this package that was trained elsewhere, for `save_model`.
 
     class_names: in the order of the labels. mean, std: of the training images' channels, scaled to [0, 1]; 0 and 1 for
-    event counts. Raises ValueError as `registered_name` does, and for another number of names than classes.
+    event counts. Raises ValueError as `registered_name` and `check_head` do, and for another number of names than
+    classes.
     """
     name = registered_name(model)
+    check_head(model)
     kwargs = asdict(model.config) | {"num_classes": model.num_classes, "time_steps": model.time_steps}
     if len(class_names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, got {len(class_names)} names")

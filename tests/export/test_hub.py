@@ -152,6 +152,10 @@ def test_wrong_use_says_what_to_do(tmp_path):
     model = small_model("spikformer_4_384")
     with pytest.raises(ValueError, match="give it before BatchNorm is folded"):
         save_hub_folder(fold_batch_norm(model), tmp_path, describe(model), CardFacts())
+    other_head = small_model("spikformer_4_384")
+    other_head.head = torch.nn.Linear(32, 3)
+    with pytest.raises(ValueError, match="the head was replaced: "):
+        save_hub_folder(other_head, tmp_path, describe(other_head), CardFacts())
     (tmp_path / "diary.txt").write_text("private")
     with pytest.raises(ValueError, match=r"holds other files \(diary.txt\): name a new folder"):
         save_hub_folder(model, tmp_path, describe(model), CardFacts())

@@ -33,6 +33,16 @@ def test_file_runs_to_the_bits_of_the_model(tmp_path, name, overrides, shape):
     assert int8_reference.run(build_program(model), x).unique().numel() > 1
 
 
+@pytest.mark.parametrize("write", [export_int8, export_weights])
+@pytest.mark.parametrize("head", [torch.nn.Linear(32, 3), torch.nn.Sequential(torch.nn.Linear(32, 5))])
+def test_a_head_that_the_file_could_not_build_again_is_refused(tmp_path, write, head):
+    model = small_model("spikingformer_cml_4_384", img_size=16)
+    model.head = head
+    with pytest.raises(ValueError, match="the head was replaced: "):
+        write(model, tmp_path / "m.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
 def test_file_is_a_quarter_of_the_float_one(tmp_path):
     model = small_model("spikformer_4_384", embed_dim=128)
     int8 = export_int8(model, tmp_path / "8.safetensors", check=False).size_bytes

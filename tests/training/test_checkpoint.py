@@ -226,6 +226,17 @@ def test_a_model_trained_elsewhere_describes_itself(tmp_path, model):
         describe_model(torch.nn.Linear(1, 1), (), (), ())
 
 
+@pytest.mark.parametrize(
+    "head",
+    [torch.nn.Linear(32, 3), torch.nn.Linear(32, 10, bias=False), torch.nn.Sequential(torch.nn.Linear(32, 10))],
+    ids=["other-number", "no-bias", "several-layers"],
+)
+def test_a_head_that_a_file_could_not_build_again_is_refused(model, head):
+    model.head = head
+    with pytest.raises(ValueError, match=r"the head was replaced: .* use model\.reset_classifier"):
+        describe_model(model, tuple("0123456789"), (0.5,), (0.25,))
+
+
 def test_description_is_plain_json(file):
     metadata = read_tensors(file)[1]
     assert json.loads(metadata["spikingformer"])["name"] == NAME
