@@ -206,6 +206,10 @@ def save_model(path: Path, weights: dict[str, torch.Tensor], info: ModelInfo) ->
     )
 
 
+def _exported_file(path: Path) -> ValueError:
+    return ValueError(f"{path}: an exported file, which `predict` runs; give the checkpoint that it was made from")
+
+
 def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
     try:
         values = json.loads(metadata[DESCRIPTION_KEY])
@@ -224,9 +228,7 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         raise ValueError(f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError):
         if "spikingformer.format_version" in metadata:  # as `spikingformer export` writes
-            raise ValueError(
-                f"{path}: an exported file, which `predict` runs; give the checkpoint that it was made from"
-            ) from None
+            raise _exported_file(path) from None
         raise ValueError(
             f"{path}: a safetensors file, but not a model file of ours (no {FORMAT} description). "
             "Files written by `spikingformer train` and `spikingformer convert` have one."
@@ -272,6 +274,8 @@ def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInf
     path = named_file(path)
     if is_hub_folder(path):
         return read_hub_folder(path)
+    if path.suffix in (".onnx", ".pt2", ".nir") and path.exists():
+        raise _exported_file(path)
     tensors, metadata = read_tensors(path)
     return tensors, _parse_info(path, metadata)
 

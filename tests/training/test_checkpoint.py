@@ -21,6 +21,7 @@ from spikingformer.training.checkpoint import (
     create_model,
     describe_model,
     load_model,
+    read_model_file,
     save_model,
 )
 from spikingformer.training.foreign import read_published
@@ -235,6 +236,13 @@ def test_a_head_that_a_file_could_not_build_again_is_refused(model, head):
     model.head = head
     with pytest.raises(ValueError, match=r"the head was replaced: .* use model\.reset_classifier"):
         describe_model(model, tuple("0123456789"), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".nir"])
+def test_an_exported_file_is_called_one(tmp_path, suffix):
+    (tmp_path / f"best{suffix}").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match="an exported file, which `predict` runs; give the checkpoint"):
+        read_model_file(tmp_path / f"best{suffix}")
 
 
 def test_description_is_plain_json(file):
