@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spikingformer.layers import ConvBN, ConvBNLIF, folded_convolution
-from spikingformer.models import ModelConfig, Spikformer, Spikingformer
+from spikingformer.models import ModelConfig, Spikformer, Spikingformer, SpikingTransformer
+from spikingformer.models.whole import as_built
 from spikingformer.neurons import LIFConfig
 
 
@@ -130,16 +131,43 @@ def _spikformer(model: Any) -> list[Step]:
     return steps
 
 
+def _computes_otherwise(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is not of a kind, or has methods of its own in place of that kind's."""
+    if kind is nn.BatchNorm2d and isinstance(module, nn.Identity | nn.modules.batchnorm._BatchNorm):
+        return False  # folded away, or with statistics of several processes
+    if not isinstance(module, kind):
+        return True
+    own = {name for cls in type(module).__mro__ if not issubclass(kind, cls) for name in vars(cls)}
+    return any(callable(getattr(kind, name, None)) for name in own | vars(module).keys() if not name.startswith("__"))
+
+
+def _check_modules(model: SpikingTransformer, family: type[SpikingTransformer]) -> None:
+    """Raises ValueError where the model computes something else than its configuration says; blocks may be missing."""
+    expected = as_built(family, model.config)  # type: ignore[arg-type]
+    for name, module in model.named_modules():
+        kind = expected[name][0] if name in expected else type(module)
+        if _computes_otherwise(module, kind):
+            raise ValueError(
+                f"the engine runs a {family.__name__} as it was built, but its {name or 'class'} was replaced or has "
+                f"methods of its own (expected {kind.__name__}, got {type(module).__name__}): call the model itself"
+            )
+
+
 def build_program(model: nn.Module) -> Program:
-    """The steps of a model of this package. Raises ValueError for any other."""
-    if isinstance(model, Spikingformer):
-        steps = _spikingformer(model)
-    elif isinstance(model, Spikformer):
-        steps = _spikformer(model)
-    else:
+    """The steps of a model of this package. Raises ValueError for any other, and where its modules or methods were
+    replaced."""
+    if not isinstance(model, Spikingformer | Spikformer):
         raise ValueError(f"the engine runs Spikformer and Spikingformer models, got {type(model).__name__}")
-    if not isinstance(model.head, nn.Linear):
+    if isinstance(model, Spikingformer):
+        _check_modules(model, Spikingformer)
+        steps = _spikingformer(model)
+    else:
+        _check_modules(model, Spikformer)
+        steps = _spikformer(model)
+    if isinstance(model.head, nn.Identity):
         raise ValueError("the engine needs a classifier: this model was made with num_classes=0")
+    if not isinstance(model.head, nn.Linear):
+        raise ValueError(f"the engine needs a head of one linear layer, got {type(model.head).__name__}")
     if model.head.bias is None:
         raise ValueError("the engine needs a classifier with a bias: give it one of zeros")
     return Program(

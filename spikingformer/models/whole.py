@@ -48,7 +48,7 @@ def _settings(module: nn.Module) -> dict[str, object]:
 
 
 @lru_cache(maxsize=8)
-def _as_built(kind: Callable[[object], nn.Module], config: object) -> dict[str, tuple[type, dict[str, object]]]:
+def as_built(kind: Callable[[object], nn.Module], config: object) -> dict[str, tuple[type, dict[str, object]]]:
     """Kind and settings of every module but the head of a new model; "" is the model."""
     with torch.device("meta"):
         model = kind(config).eval()
@@ -58,7 +58,7 @@ def _as_built(kind: Callable[[object], nn.Module], config: object) -> dict[str, 
 
 def is_as_built(model: nn.Module) -> bool:
     """Whether modules and settings are those that the model's configuration gives; a BatchNorm may be folded away."""
-    expected = _as_built(type(model), model.config)  # type: ignore[arg-type]
+    expected = as_built(type(model), model.config)  # type: ignore[arg-type]
     found = {name: module for name, module in model.named_modules() if name.partition(".")[0] != "head"}
     if found.keys() != expected.keys() or getattr(model.head, "bias", None) is None:
         return False

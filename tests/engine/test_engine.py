@@ -13,6 +13,7 @@ from torch import nn
 from spikingformer.engine import Engine, build_program, int8_reference
 from spikingformer.engine.fixed_point import quantize_neuron, quantize_product
 from spikingformer.engine.program import AddBits, Attention, Product, Program
+from spikingformer.models import Spikingformer
 from spikingformer.native import available_isas, status
 from spikingformer.native.library import use_isa
 from spikingformer.neurons import LIFConfig, use_backend
@@ -348,3 +349,67 @@ def test_a_failed_call_leaves_the_engine_free():
     with pytest.raises(ValueError, match="expected pictures"):
         engine(x[:, :2])
     assert torch.equal(engine(x), want)
+
+
+class OwnFeatures(Spikingformer):
+    def forward_features(self, x, state=None):
+        return super().forward_features(x, state) * 2
+
+
+class OwnConvolution(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def replace_convolution(model):
+    old = model.blocks[0].mlp.fc1.conv
+    model.blocks[0].mlp.fc1.conv = OwnConvolution(old.in_channels, old.out_channels, 1, bias=False)
+
+
+def patch_method(model):
+    model.blocks[1].mlp.forward = lambda x, state=None: x
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (replace_convolution, "its blocks.0.mlp.fc1.conv was replaced.*expected Conv2d, got OwnConvolution"),
+        (patch_method, "its blocks.1.mlp was replaced or has methods of its own"),
+        (lambda model: setattr(model, "head", nn.Sequential(model.head)), "a head of one linear layer, got Sequential"),
+    ],
+    ids=["module", "method", "head"],
+)
+def test_a_model_that_computes_something_else_is_refused(change, text):
+    model, _ = small("spikingformer_cml_4_384", depth=2)
+    build_program(model)
+    change(model)
+    with pytest.raises(ValueError, match=text):
+        Engine(model)
+
+
+def test_subclasses_run_where_their_computation_is_the_familys():
+    class Named(Spikingformer):
+        def greet(self):
+            return "hello"
+
+    model, x = small("spikingformer_cml_4_384", depth=1)
+    same = Named(model.config).eval()
+    same.load_state_dict(model.state_dict())
+    assert torch.equal(Engine(same)(x), Engine(model)(x))
+    with pytest.raises(ValueError, match="its class was replaced or has methods of its own.*got OwnFeatures"):
+        Engine(OwnFeatures(model.config).eval())
+
+
+def test_a_model_without_its_last_block_runs_without_it():
+    model, x = small("spikingformer_cml_4_384", depth=2)
+    del model.blocks[1]
+    with torch.no_grad():
+        want = model.double()(x.double())
+    torch.testing.assert_close(Engine(model)(x).double(), want, rtol=0, atol=1e-5)
+
+
+def test_parametrised_weights_and_synchronised_statistics_are_read():
+    model, x = small("spikingformer_cml_4_384", depth=1)
+    want = Engine(model)(x)
+    nn.utils.parametrizations.weight_norm(model.blocks[0].mlp.fc1.conv)
+    torch.testing.assert_close(Engine(nn.SyncBatchNorm.convert_sync_batchnorm(model))(x), want, rtol=0, atol=1e-4)
