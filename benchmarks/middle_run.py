@@ -2,8 +2,8 @@
 
     python -m benchmarks.middle_run RUN.json RUN.json RUN.json --output FILE
 
-On a shared machine, all times of a process can be off in the same direction, however many rounds it measures. The run in
-the middle is the median by our speed-up over plain. Each row gets that run's commit, and the speed-ups of all runs.
+On a shared machine, all times of a process can be off in the same direction, however many rounds it measures. The run
+in the middle is the median by our speed-up over plain. Each row gets that run's commit, and the speed-ups of all runs.
 """
 
 import argparse
