@@ -164,7 +164,8 @@ class Trainer:
             return self.gradient.loss(step, self.progress.epoch, self.progress.step)
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
-        raise out_of_memory(self, step, reason)
+        self.set_time_steps(self.recipe.model.time_steps)
+        raise out_of_memory(self.gradient, step, reason)
 
     def _agree(self, loss: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
         """Over all processes: the step's loss, whether any was asked to stop, whether the first wants a checkpoint."""

@@ -9,7 +9,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from spikingformer.data.loading import Step
-    from spikingformer.training.loop import Trainer
+    from spikingformer.training.gradient_step import GradientStep
     from spikingformer.training.recipe import Recipe
 
 
@@ -39,29 +39,29 @@ def largest_fitting(model: nn.Module, inputs: torch.Tensor, autocast: object) ->
     return 0
 
 
-def out_of_memory(trainer: Trainer, step: Step, reason: str) -> OutOfMemory:
+def out_of_memory(gradient: GradientStep, step: Step, reason: str) -> OutOfMemory:
     """The error to raise: what was tried, what fits, what keeps the batch and what a resumed run may change.
 
+    gradient: its model must have all time steps, since an early epoch's may be fewer.
     reason: PyTorch's own words. The error they are from must be gone: its traceback holds on to activations.
     """
-    recipe, size, gradient = trainer.recipe, trainer.world.size, trainer.gradient
+    recipe, size, device = gradient.recipe, gradient.world.size, gradient.device
     part = max(step.parts, key=lambda part: len(part.labels))
     tried, parts = len(part.labels), len(step.parts)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    gradient.optimizer.zero_grad(set_to_none=True)
     had_graphs = gradient.drop_graphs()
-    if trainer.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    trainer.set_time_steps(recipe.model.time_steps)  # an early epoch's T may be smaller
     fits = tried // 2
     if size == 1:
-        fits = largest_fitting(trainer.model, part.inputs.to(gradient.dtype), gradient.autocast)
+        fits = largest_fitting(gradient.model, part.inputs.to(gradient.dtype), gradient.autocast)
     resumes = (
         "grad_checkpointing=true keeps no spikes and gives the same numbers: add it and continue with --resume. "
-        if trainer.device.type == "cuda" and not recipe.grad_checkpointing
+        if device.type == "cuda" and not recipe.grad_checkpointing
         else ""
     )
     return OutOfMemory(
-        f"{trainer.device}: out of memory with a micro-batch of {tried} samples ({reason[:160] or 'no reason given'}). "
+        f"{device}: out of memory with a micro-batch of {tried} samples ({reason[:160] or 'no reason given'}). "
         f"{resumes}{_advice(recipe, size, tried, parts, fits, had_graphs)}"
     )
 

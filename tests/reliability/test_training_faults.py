@@ -122,7 +122,7 @@ def test_out_of_memory_names_the_batch_that_fits(plant, tmp_path):
 
 
 def on_a_gpu(settings, graphs: bool):
-    """A trainer's stand-in whose four samples do fit when they are tried again."""
+    """A gradient step's stand-in whose four samples do fit when they are tried again."""
     model = torch.nn.Linear(2, 2)
     return SimpleNamespace(
         recipe=settings,
@@ -130,8 +130,9 @@ def on_a_gpu(settings, graphs: bool):
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         world=World(),
         device=torch.device("cuda"),
-        set_time_steps=lambda time_steps: None,
-        gradient=SimpleNamespace(dtype=torch.float32, autocast=nullcontext, drop_graphs=lambda: graphs),
+        dtype=torch.float32,
+        autocast=nullcontext,
+        drop_graphs=lambda: graphs,
     )
 
 
@@ -160,10 +161,10 @@ def test_out_of_memory_that_has_passed():
 
 
 def test_out_of_memory_beside_other_processes_takes_no_more_memory():
-    trainer = on_a_gpu(recipe(), graphs=False)
-    trainer.world = World(size=2)
+    gradient = on_a_gpu(recipe(), graphs=False)
+    gradient.world = World(size=2)
     uploaded = SimpleNamespace()  # no `to`: it may not be copied to another type
-    text = str(out_of_memory(trainer, Step([Batch(uploaded, FOUR.parts[0].labels)], 8), "full"))
+    text = str(out_of_memory(gradient, Step([Batch(uploaded, FOUR.parts[0].labels)], 8), "full"))
     assert "A micro-batch of 2 samples may fit (not tried: other processes wait)" in text
 
 
