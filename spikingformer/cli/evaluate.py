@@ -68,7 +68,7 @@ def _open(args: argparse.Namespace) -> tuple[nn.Module, ModelInfo, torch.device]
         refuse_given(args, ["precision"], f"{exported}, which has its own precision: omit it")
     model, info = open_exported(args.checkpoint)
     if args.anytime and not isinstance(model, SpikingTransformer):
-        raise ValueError(f"--anytime: {args.checkpoint} runs all time steps at once: give the checkpoint")
+        raise ValueError(f"--anytime: {exported}, which is evaluated with all its time steps: give the checkpoint")
     return model, info, torch.device("cpu")
 
 

@@ -87,7 +87,7 @@ def test_event_frames_are_cut_as_the_model_was_trained(tmp_path, capsys, monkeyp
         (["--device", "cuda:1"], "--device cuda:1: {} is an exported file, which runs on the CPU here"),
         (["--img-size", "32"], "--img-size 32: {} is an exported file, which has a fixed picture size: omit it"),
         (["--precision", "bf16"], "--precision bf16: {} is an exported file, which has its own precision: omit it"),
-        (["--anytime"], "--anytime: {} runs all time steps at once"),
+        (["--anytime"], "--anytime: {} is an exported file, which is evaluated with all its time steps"),
     ],
     ids=["data", "device", "size", "precision", "anytime"],
 )
