@@ -19,12 +19,13 @@ def middle_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if len(runs) % 2 == 0:
         raise ValueError(f"expected an odd number of runs, got {len(runs)}: of an even number none is in the middle")
+    for run in runs:
+        if run["uncommitted_changes"]:
+            raise ValueError(f"the run of {run['time']} had uncommitted changes: measure a clean commit")
     rows = []
     for name in [row["row"] for row in runs[0]["rows"]]:
         found = []
         for run in runs:
-            if run["uncommitted_changes"]:
-                raise ValueError(f"the run of {run['time']} had uncommitted changes: measure a clean commit")
             if (row := next((r for r in run["rows"] if r["row"] == name), None)) is None:
                 raise ValueError(f"the run of {run['time']} has no row {name!r}: measure it too")
             found.append((row["speedup_over_plain"]["ours"], run["commit"], row))

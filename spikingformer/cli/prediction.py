@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from spikingformer.data.events.nmnist_bin import NMNIST_SUFFIXES
 from spikingformer.data.folder import UnreadablePicture, decode_picture
 from spikingformer.data.per_sample import evaluation_transform
 from spikingformer.models import SpikingTransformer
@@ -87,7 +88,7 @@ def _too_long(seconds: float, window: float, file: str) -> str | None:
     if not window or seconds <= 2 * window:
         return None
     told = f"{seconds:.1f} s were taken as one input, but the model was trained on windows of {window:g} s"
-    if file.lower().endswith((".bin", ".bs2")):
+    if file.lower().endswith(NMNIST_SUFFIXES):
         return f"{told}; window by window, --stream reads AEDAT files only"
     return f"{told}: classify it window by window with --stream {file} --window {window:g}"
 

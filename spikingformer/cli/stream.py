@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from spikingformer.data.events import make_events
+    from spikingformer.data.events.nmnist_bin import NMNIST_SUFFIXES
     from spikingformer.export.event_source import event_chunks, looped
     from spikingformer.export.runtime import load_predictor
     from spikingformer.export.stream import FrameCutter, classify_stream, settings_for
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_other_than_cpu(args.device, "windows of --stream run on the CPU here: omit it")
     if args.loop is not None and args.stream == "-":
         raise ValueError("--loop repeats a file, and standard input cannot be repeated: give the recording's path")
-    if args.stream.lower().endswith((".bin", ".bs2")):
+    if args.stream.lower().endswith(NMNIST_SUFFIXES):
         raise ValueError(
             f"--stream reads AEDAT files, and {args.stream} is an N-MNIST recording, which is short: give it as a "
             f"file, `spikingformer predict {args.checkpoint} {args.stream}`"

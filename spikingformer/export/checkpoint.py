@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from spikingformer.data.events.framing import Framing
 from spikingformer.models import SpikingTransformer
-from spikingformer.training.checkpoint import load_model, named_file
+from spikingformer.training.checkpoint import EXPORT_SUFFIXES, load_model, named_file
 from spikingformer.training.hub_folder import WEIGHTS_FILE, is_hub_folder
 from spikingformer.training.tensor_file import DESCRIPTION_KEY
 
@@ -22,7 +22,7 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingTransformer, ExportMetadat
     Raises ValueError for a missing, damaged or exported file, and for a model that is not of this package.
     """
     source = named_file(path)
-    if file_kind(source) or source.suffix in (".onnx", ".pt2", ".nir"):
+    if file_kind(source) or source.suffix in EXPORT_SUFFIXES:
         raise ValueError(f"{path} is already an exported file: give the checkpoint that it was made from")
     model, info = load_model(source)
     if not isinstance(model, SpikingTransformer):

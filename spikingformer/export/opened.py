@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikingformer.training.checkpoint import ModelInfo
+from spikingformer.training.checkpoint import EXPORT_SUFFIXES, ModelInfo
 
 from .metadata import ExportMetadata, file_kind
 from .runtime import ModulePredictor, Predictor, load_predictor
@@ -27,7 +27,7 @@ class PredictorModule(nn.Module):
 def is_exported(path: str | Path) -> bool:
     """Whether a path names an exported file rather than a checkpoint of a run."""
     file = Path(path)
-    return file.suffix in (".onnx", ".pt2", ".nir") or (file.suffix == ".safetensors" and bool(file_kind(file)))
+    return file.suffix in EXPORT_SUFFIXES or (file.suffix == ".safetensors" and bool(file_kind(file)))
 
 
 def open_exported(path: str | Path) -> tuple[nn.Module, ModelInfo]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spikingformer.models import SpikingTransformer
 
 FORMAT = "spikingformer-model-1"
+EXPORT_SUFFIXES = (".onnx", ".pt2", ".nir")  # of exported files; the other exports end with .safetensors
 TEST_PART, HELD_OUT, UNKNOWN_PART = "test part", "held-out training samples", "part that was not recorded"
 
 
@@ -274,7 +275,7 @@ def read_model_file(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInf
     path = named_file(path)
     if is_hub_folder(path):
         return read_hub_folder(path)
-    if path.suffix in (".onnx", ".pt2", ".nir") and path.exists():
+    if path.suffix in EXPORT_SUFFIXES and path.exists():
         raise _exported_file(path)
     tensors, metadata = read_tensors(path)
     return tensors, _parse_info(path, metadata)

@@ -21,6 +21,7 @@ from .arrays import (
     sort_by_time,
 )
 
+NMNIST_SUFFIXES = (".bin", ".bs2")
 _EVENT_BYTES = 5
 _OVERFLOW_ROW = 240
 _OVERFLOW_US = 1 << 13

@@ -12,7 +12,7 @@ from .aedat20 import read_aedat20
 from .aedat31 import read_aedat31
 from .arrays import EventFileError, SensorSize, crop_time
 from .frames import SplitBy, events_to_frames
-from .nmnist_bin import read_nmnist
+from .nmnist_bin import NMNIST_SUFFIXES, read_nmnist
 from .simulate import SIMULATED
 
 
@@ -23,7 +23,7 @@ def read_recording(path: str | Path, sensor_size: SensorSize | None = None) -> t
     Raises EventFileError.
     """
     path = Path(path)
-    if path.suffix.lower() in (".bin", ".bs2"):
+    if path.suffix.lower() in NMNIST_SUFFIXES:
         if sensor_size:
             return read_nmnist(path, sensor_size), sensor_size
         events = read_nmnist(path, (128, 128))
